@@ -1,0 +1,12 @@
+//! `hsm-kms`: a Kubernetes KMS v2 plugin whose key encryption key (KEK) is a non-extractable AES key in a PKCS#11 HSM.
+//!
+//! The way of one Encrypt: [`kms`] takes the request from the socket, [`keyring`] picks the KEK's wrap handle, [`envelope`]
+//! binds the context, [`token`] sends the work over a socketpair to the [`worker`] process, which runs two PKCS#11 calls in
+//! [`pkcs11`]; the answer goes the same way back. The front process never loads the vendor module and never holds a PIN.
+
+pub mod attributes;
+pub mod class;
+pub mod exit;
+pub mod key_id;
+pub mod seal;
+pub mod secret;

@@ -43,9 +43,9 @@ impl Class {
         !matches!(self, Self::Data | Self::PinOrConfig)
     }
 
-    /// Whether the failure says something about the HSM's health (a corrupt blob does not).
-    pub fn harms_health(self) -> bool {
-        !matches!(self, Self::Data | Self::Busy)
+    /// Whether the worker that met it must be replaced: its state, or the token's, cannot be trusted.
+    pub fn ends_worker(self) -> bool {
+        matches!(self, Self::Gone | Self::Login | Self::Session)
     }
 
     /// The word used in logs, metrics and messages.

@@ -1,0 +1,285 @@
+//! A KEK on a token: found by label, class and id, audited, made, used.
+
+use cryptoki::mechanism::{Mechanism, MechanismType};
+use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
+use cryptoki_sys as sys;
+use zeroize::Zeroizing;
+
+use super::raw::Gcm;
+use super::{Error, Session};
+use crate::attributes::{AttributeName, AttributeValue, Attributes};
+use crate::seal::SealForm;
+
+/// A key handle. Dies with the login: after any new login the key is found again.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    handle: ObjectHandle,
+}
+
+/// What a KEK is made of: every attribute explicit, since modules default WRAP, SIGN and MODIFIABLE to true.
+#[derive(Clone, Debug)]
+pub struct KeyTemplate {
+    /// CKA_ID.
+    pub id: Vec<u8>,
+    /// CKA_LABEL.
+    pub label: String,
+    /// Also ask for `CKA_COPYABLE` false.
+    pub not_copyable: bool,
+    /// Also ask for `CKA_ALLOWED_MECHANISMS` with AES-GCM only.
+    pub only_gcm: bool,
+}
+
+impl Session {
+    /// All secret keys with this label and id.
+    pub fn keys(&self, label: &str, id: &[u8]) -> Result<Vec<Key>, Error> {
+        let template = [
+            Attribute::Class(ObjectClass::SECRET_KEY),
+            Attribute::Label(label.as_bytes().to_vec()),
+            Attribute::Id(id.to_vec()),
+        ];
+        self.find(&template)
+    }
+
+    /// All objects of any class with this label.
+    pub fn objects_with_label(&self, label: &str) -> Result<usize, Error> {
+        Ok(self.find(&[Attribute::Label(label.as_bytes().to_vec())])?.len())
+    }
+
+    /// The one key with this label and id.
+    pub fn key(&self, label: &str, id: &[u8]) -> Result<Key, Error> {
+        let keys = self.keys(label, id)?;
+        let hex = || data_encoding::HEXLOWER.encode(id);
+        match keys.as_slice() {
+            [] => Err(Error::KekAbsent { label: label.to_owned(), id: hex() }),
+            [key] => Ok(*key),
+            _ => Err(Error::KekTwice { label: label.to_owned(), id: hex(), count: keys.len() }),
+        }
+    }
+
+    /// Reads every audited attribute of the key, one at a time: one that a module cannot answer spoils a common query.
+    pub fn attributes(&self, key: Key) -> Result<Attributes, Error> {
+        AttributeName::ALL.into_iter().map(|name| Ok((name, self.attribute(key, name)?))).collect()
+    }
+
+    /// Makes an AES-256 key on the token (PKCS#11 3.1, section 6.13.2, `CKM_AES_KEY_GEN`).
+    pub fn generate(&self, template: &KeyTemplate) -> Result<Key, Error> {
+        self.session
+            .generate_key(&Mechanism::AesKeyGen, &template.attributes())
+            .map(|handle| Key { handle })
+            .map_err(|error| self.module.error(error))
+    }
+
+    /// `C_DestroyObject`.
+    pub fn destroy(&self, key: Key) -> Result<(), Error> {
+        self.session.destroy_object(key.handle).map_err(|error| self.module.error(error))
+    }
+
+    /// Random bytes from the token.
+    pub fn random(&self, buffer: &mut [u8]) -> Result<(), Error> {
+        self.session.generate_random_slice(buffer).map_err(|error| self.module.error(error))
+    }
+
+    /// Seals `plaintext`, bound to `context` (passed as AAD). Returns the IV and the ciphertext with its tag.
+    ///
+    /// Two PKCS#11 calls. The IV is 96 random bits from the kernel (NIST SP 800-38D, section 8.2.2).
+    pub fn seal(&self, key: Key, form: SealForm, context: &[u8], plaintext: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Error> {
+        let mut iv = vec![0; usize::from(form.iv_length)];
+        getrandom::fill(&mut iv).map_err(|error| Error::Unreadable(format!("no kernel randomness: {error}")))?;
+        let gcm = Gcm { iv: &iv, aad: context };
+        let ciphertext = self
+            .module
+            .inner
+            .functions
+            .encrypt_gcm(self.session.handle(), key.handle.handle(), gcm, plaintext)
+            .map_err(|failed| self.module.call_error(failed))?;
+        Ok((iv, ciphertext))
+    }
+
+    /// Opens what [`Session::seal`] made. Two PKCS#11 calls.
+    pub fn open(&self, key: Key, iv: &[u8], context: &[u8], ciphertext: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
+        let gcm = Gcm { iv, aad: context };
+        self.module
+            .inner
+            .functions
+            .decrypt_gcm(self.session.handle(), key.handle.handle(), gcm, ciphertext)
+            .map_err(|failed| self.module.call_error(failed))
+    }
+
+    /// Tries to read the key's value. `Ok(true)`: the token gave it away.
+    pub fn value_can_be_read(&self, key: Key) -> Result<bool, Error> {
+        let values = self
+            .session
+            .get_attributes(key.handle, &[AttributeType::Value])
+            .map_err(|error| self.module.error(error))?;
+        Ok(values.iter().any(|value| matches!(value, Attribute::Value(bytes) if !bytes.is_empty())))
+    }
+
+    /// Tries to wrap the key under a throw-away session key. `Ok(())`: the token gave it away.
+    pub fn wrap_under_throwaway(&self, key: Key) -> Result<(), Error> {
+        let wrapping = self
+            .session
+            .generate_key(
+                &Mechanism::AesKeyGen,
+                &[
+                    Attribute::Class(ObjectClass::SECRET_KEY),
+                    Attribute::Token(false),
+                    Attribute::ValueLen(32.into()),
+                    Attribute::Wrap(true),
+                    Attribute::Encrypt(true),
+                ],
+            )
+            .map_err(|error| self.module.error(error))?;
+        let wrapped = self.session.wrap_key(&Mechanism::AesKeyWrap, wrapping, key.handle);
+        let _ = self.session.destroy_object(wrapping);
+        wrapped.map(drop).map_err(|error| self.module.error(error))
+    }
+
+    /// Tries to set one boolean attribute of the key. `Ok(())`: the token let it happen.
+    pub fn set_flag(&self, key: Key, name: AttributeName, value: bool) -> Result<(), Error> {
+        self.session
+            .update_attributes(key.handle, &[flag(name, value)?])
+            .map_err(|error| self.module.error(error))
+    }
+
+    /// Tries to copy the key with one boolean attribute changed, as a session object. `Ok(())`: the token let it happen;
+    /// the copy is destroyed at once.
+    pub fn copy_with_flag(&self, key: Key, name: AttributeName, value: bool) -> Result<(), Error> {
+        let copy = self
+            .session
+            .copy_object(key.handle, &[Attribute::Token(false), flag(name, value)?])
+            .map_err(|error| self.module.error(error))?;
+        let _ = self.session.destroy_object(copy);
+        Ok(())
+    }
+
+    /// Tries to encrypt one block by ECB with the key. `Ok(())`: the token let it happen.
+    pub fn encrypt_ecb(&self, key: Key) -> Result<(), Error> {
+        self.session
+            .encrypt(&Mechanism::AesEcb, key.handle, &[0; 16])
+            .map(drop)
+            .map_err(|error| self.module.error(error))
+    }
+
+    fn find(&self, template: &[Attribute]) -> Result<Vec<Key>, Error> {
+        let handles = self.session.find_objects(template).map_err(|error| self.module.error(error))?;
+        Ok(handles.into_iter().map(|handle| Key { handle }).collect())
+    }
+
+    fn attribute(&self, key: Key, name: AttributeName) -> Result<AttributeValue, Error> {
+        match self.session.get_attributes(key.handle, &[attribute_type(name)]) {
+            Ok(list) => Ok(list.first().map_or(AttributeValue::UNAVAILABLE, attribute_value)),
+            // cryptoki refuses what it has no name for (an unknown mechanism in a list, for one).
+            Err(cryptoki::error::Error::NotSupported | cryptoki::error::Error::InvalidValue) => {
+                Ok(AttributeValue::UNAVAILABLE)
+            }
+            Err(cryptoki::error::Error::Pkcs11(
+                cryptoki::error::RvError::AttributeTypeInvalid | cryptoki::error::RvError::AttributeValueInvalid,
+                _,
+            )) => Ok(AttributeValue::UNAVAILABLE),
+            Err(error) => Err(self.module.error(error)),
+        }
+    }
+}
+
+impl KeyTemplate {
+    fn attributes(&self) -> Vec<Attribute> {
+        let mut template = vec![
+            Attribute::Class(ObjectClass::SECRET_KEY),
+            Attribute::Token(true),
+            Attribute::Private(true),
+            Attribute::Sensitive(true),
+            Attribute::Extractable(false),
+            Attribute::Encrypt(true),
+            Attribute::Decrypt(true),
+            Attribute::Wrap(false),
+            Attribute::Unwrap(false),
+            Attribute::Sign(false),
+            Attribute::Verify(false),
+            Attribute::Derive(false),
+            Attribute::ValueLen(32.into()),
+            Attribute::Id(self.id.clone()),
+            Attribute::Label(self.label.as_bytes().to_vec()),
+        ];
+        if self.not_copyable {
+            template.push(Attribute::Copyable(false));
+        }
+        if self.only_gcm {
+            template.push(Attribute::AllowedMechanisms(vec![MechanismType::AES_GCM]));
+        }
+        // Last: SoftHSM2 applies a template in order, and refuses what follows this.
+        template.push(Attribute::Modifiable(false));
+        template
+    }
+}
+
+fn attribute_type(name: AttributeName) -> AttributeType {
+    match name {
+        AttributeName::AllowedMechanisms => AttributeType::AllowedMechanisms,
+        AttributeName::AlwaysSensitive => AttributeType::AlwaysSensitive,
+        AttributeName::Copyable => AttributeType::Copyable,
+        AttributeName::Decrypt => AttributeType::Decrypt,
+        AttributeName::Derive => AttributeType::Derive,
+        AttributeName::Encrypt => AttributeType::Encrypt,
+        AttributeName::Extractable => AttributeType::Extractable,
+        AttributeName::KeyGenMechanism => AttributeType::KeyGenMechanism,
+        AttributeName::KeyType => AttributeType::KeyType,
+        AttributeName::Local => AttributeType::Local,
+        AttributeName::Modifiable => AttributeType::Modifiable,
+        AttributeName::NeverExtractable => AttributeType::NeverExtractable,
+        AttributeName::Private => AttributeType::Private,
+        AttributeName::Sensitive => AttributeType::Sensitive,
+        AttributeName::Sign => AttributeType::Sign,
+        AttributeName::Token => AttributeType::Token,
+        AttributeName::Unwrap => AttributeType::Unwrap,
+        AttributeName::ValueLen => AttributeType::ValueLen,
+        AttributeName::Verify => AttributeType::Verify,
+        AttributeName::Wrap => AttributeType::Wrap,
+    }
+}
+
+fn attribute_value(attribute: &Attribute) -> AttributeValue {
+    match attribute {
+        Attribute::AlwaysSensitive(value)
+        | Attribute::Copyable(value)
+        | Attribute::Decrypt(value)
+        | Attribute::Derive(value)
+        | Attribute::Encrypt(value)
+        | Attribute::Extractable(value)
+        | Attribute::Local(value)
+        | Attribute::Modifiable(value)
+        | Attribute::NeverExtractable(value)
+        | Attribute::Private(value)
+        | Attribute::Sensitive(value)
+        | Attribute::Sign(value)
+        | Attribute::Token(value)
+        | Attribute::Unwrap(value)
+        | Attribute::Verify(value)
+        | Attribute::Wrap(value) => AttributeValue::Bool(*value),
+        Attribute::KeyType(kind) => AttributeValue::Number(sys::CK_KEY_TYPE::from(*kind)),
+        Attribute::KeyGenMechanism(mechanism) => AttributeValue::Number(sys::CK_MECHANISM_TYPE::from(*mechanism)),
+        Attribute::ValueLen(length) => AttributeValue::Number(**length),
+        Attribute::AllowedMechanisms(list) => {
+            let mut list: Vec<u64> = list.iter().map(|mechanism| sys::CK_MECHANISM_TYPE::from(*mechanism)).collect();
+            list.sort_unstable();
+            AttributeValue::Mechanisms(list)
+        }
+        _ => AttributeValue::UNAVAILABLE,
+    }
+}
+
+fn flag(name: AttributeName, value: bool) -> Result<Attribute, Error> {
+    Ok(match name {
+        AttributeName::Copyable => Attribute::Copyable(value),
+        AttributeName::Decrypt => Attribute::Decrypt(value),
+        AttributeName::Derive => Attribute::Derive(value),
+        AttributeName::Encrypt => Attribute::Encrypt(value),
+        AttributeName::Extractable => Attribute::Extractable(value),
+        AttributeName::Modifiable => Attribute::Modifiable(value),
+        AttributeName::Sensitive => Attribute::Sensitive(value),
+        AttributeName::Sign => Attribute::Sign(value),
+        AttributeName::Unwrap => Attribute::Unwrap(value),
+        AttributeName::Verify => Attribute::Verify(value),
+        AttributeName::Wrap => Attribute::Wrap(value),
+        other => return Err(Error::Unreadable(format!("{other} is not a flag that can be set"))),
+    })
+}

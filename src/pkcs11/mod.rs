@@ -1,0 +1,210 @@
+//! The only place that touches cryptoki: load a module, find a token, find and audit a KEK, seal and open.
+//!
+//! Plain blocking code. A call may hang without limit; whoever must not wait for it runs this in another process.
+
+pub mod codes;
+mod error;
+mod key;
+mod raw;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::session::UserType;
+use cryptoki::slot::Slot;
+use cryptoki_sys as sys;
+
+pub use self::codes::CodeOverride;
+pub use self::error::Error;
+pub use self::key::{Key, KeyTemplate};
+use self::raw::Functions;
+use crate::secret::Pin;
+
+/// A loaded and initialised module. There is one per process; it is never finalised while calls may be in flight.
+#[derive(Clone)]
+pub struct Module {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    cryptoki: Pkcs11,
+    functions: Functions,
+    codes: Vec<CodeOverride>,
+}
+
+/// What a module says of itself (`C_GetInfo`).
+#[derive(Clone, Debug)]
+pub struct ModuleInfo {
+    /// manufacturerID.
+    pub manufacturer: String,
+    /// libraryDescription.
+    pub library: String,
+    /// libraryVersion, `major.minor`.
+    pub library_version: String,
+    /// cryptokiVersion, `major.minor`.
+    pub cryptoki_version: String,
+}
+
+/// What a token says of itself (`C_GetTokenInfo`).
+#[derive(Clone, Debug)]
+pub struct TokenInfo {
+    /// Label.
+    pub label: String,
+    /// manufacturerID.
+    pub manufacturer: String,
+    /// Model.
+    pub model: String,
+    /// serialNumber. Not unique on every module.
+    pub serial: String,
+    /// firmwareVersion, `major.minor`.
+    pub firmware: String,
+}
+
+/// A token that was found by its label.
+#[derive(Clone)]
+pub struct Token {
+    module: Module,
+    slot: Slot,
+    info: TokenInfo,
+}
+
+/// One PKCS#11 session. Not to be shared between threads.
+pub struct Session {
+    module: Module,
+    session: cryptoki::session::Session,
+}
+
+impl Module {
+    /// Loads and initialises the module, and checks that it is the vendor's that the profile is for.
+    ///
+    /// `manufacturer` is compared with `C_GetInfo` (empty: not checked), since another library of the same name, or a proxy's
+    /// interface, would otherwise be driven with the wrong profile.
+    pub fn load(path: &Path, manufacturer: &str, codes: Vec<CodeOverride>) -> Result<Self, Error> {
+        let load = |reason: String| Error::Load { path: path.to_owned(), reason };
+        let functions = Functions::load(path).map_err(load)?;
+        let cryptoki = Pkcs11::new(path).map_err(|error| load(error.to_string()))?;
+        cryptoki
+            .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
+            .map_err(|error| Error::from_cryptoki(error, &codes))?;
+        let module = Self { inner: Arc::new(Inner { cryptoki, functions, codes }) };
+        let found = module.info()?.manufacturer;
+        if !manufacturer.is_empty() && found != manufacturer {
+            return Err(Error::Manufacturer { expected: manufacturer.to_owned(), found });
+        }
+        Ok(module)
+    }
+
+    /// What the module says of itself.
+    pub fn info(&self) -> Result<ModuleInfo, Error> {
+        let info = self.inner.functions.module_info().map_err(|failed| self.call_error(failed))?;
+        Ok(ModuleInfo {
+            manufacturer: info.manufacturer,
+            library: info.description,
+            library_version: info.version,
+            cryptoki_version: info.cryptoki,
+        })
+    }
+
+    /// The one token with this label. Slot numbers change between starts on some modules and are never used.
+    pub fn token(&self, label: &str) -> Result<Token, Error> {
+        let slots = self.inner.cryptoki.get_slots_with_token().map_err(|error| self.error(error))?;
+        let mut matching = Vec::new();
+        let mut present = Vec::new();
+        for slot in slots {
+            // A slot that cannot say who it is cannot be the one that is asked for.
+            let Ok(info) = self.inner.functions.token_info(slot.id()) else { continue };
+            if info.flags & sys::CKF_TOKEN_INITIALIZED == 0 {
+                continue;
+            }
+            if info.label == label {
+                matching.push((slot, info));
+            } else {
+                present.push(info.label);
+            }
+        }
+        let count = matching.len();
+        match (matching.pop(), count) {
+            (None, _) => Err(Error::TokenAbsent { label: label.to_owned(), present }),
+            (Some((slot, info)), 1) => Ok(Token {
+                module: self.clone(),
+                slot,
+                info: TokenInfo {
+                    label: info.label,
+                    manufacturer: info.manufacturer,
+                    model: info.model,
+                    serial: info.serial,
+                    firmware: info.firmware,
+                },
+            }),
+            _ => Err(Error::TokenTwice { label: label.to_owned(), count }),
+        }
+    }
+
+    fn error(&self, error: cryptoki::error::Error) -> Error {
+        Error::from_cryptoki(error, &self.inner.codes)
+    }
+
+    fn call_error(&self, failed: raw::CallFailed) -> Error {
+        Error::from_call(failed, &self.inner.codes)
+    }
+}
+
+impl Token {
+    /// What the token says of itself.
+    pub fn info(&self) -> &TokenInfo {
+        &self.info
+    }
+
+    /// Opens a read-write session: some modules refuse private token objects to read-only ones.
+    pub fn open_session(&self) -> Result<Session, Error> {
+        let session = self.module.inner.cryptoki.open_rw_session(self.slot).map_err(|error| self.module.error(error))?;
+        self.module.inner.functions.knows_session(session.handle()).map_err(|_| Error::SplitState)?;
+        Ok(Session { module: self.module.clone(), session })
+    }
+
+    /// Opens a session and logs the user in, once. The login holds for all sessions while this one stays open.
+    ///
+    /// Reads the token's PIN flags first, and tries nothing on a locked PIN or on the last attempt.
+    pub fn login(&self, pin: &Pin) -> Result<Session, Error> {
+        let flags =
+            self.module.inner.functions.token_info(self.slot.id()).map_err(|failed| self.module.call_error(failed))?.flags;
+        for (mask, flag) in
+            [(sys::CKF_USER_PIN_LOCKED, "CKF_USER_PIN_LOCKED"), (sys::CKF_USER_PIN_FINAL_TRY, "CKF_USER_PIN_FINAL_TRY")]
+        {
+            if flags & mask != 0 {
+                return Err(Error::PinAtRisk { label: self.info.label.clone(), flag });
+            }
+        }
+        let session = self.open_session()?;
+        match session.session.login(UserType::User, Some(pin)).map_err(|error| self.module.error(error)) {
+            // Success, though it proves nothing about the PIN.
+            Err(Error::Call { code: sys::CKR_USER_ALREADY_LOGGED_IN, .. }) | Ok(()) => Ok(session),
+            Err(error) => Err(error.at_login()),
+        }
+    }
+}
+
+impl Error {
+    /// Whatever a login answers, it is not tried again: on some tokens malformed PINs count, too.
+    fn at_login(self) -> Self {
+        use crate::class::Class;
+        match self {
+            Self::Call { function, code, class, poisoned }
+                if !matches!(
+                    code,
+                    sys::CKR_DEVICE_ERROR
+                        | sys::CKR_DEVICE_REMOVED
+                        | sys::CKR_TOKEN_NOT_PRESENT
+                        | sys::CKR_SESSION_HANDLE_INVALID
+                        | sys::CKR_SESSION_CLOSED
+                        | sys::CKR_HOST_MEMORY
+                ) =>
+            {
+                let _ = class;
+                Self::Call { function, code, class: Class::PinOrConfig, poisoned }
+            }
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! The worker process: one per token. Loads the vendor module, reads the PIN, logs in once, proves each KEK, serves.
+//!
+//! Plain blocking code, no runtime: a PKCS#11 call cannot be cancelled, so each session has a thread of its own, and a
+//! process that hangs is killed from outside. Standard input is the control socketpair; it ends when the front does.
+
+mod session;
+mod start;
+
+pub use self::start::MAX_SESSIONS;
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+use crate::exit::ExitCode;
+use crate::wire::{self, link};
+
+/// Runs the worker until the front goes away. `Err`: it was not started by a front.
+pub fn run() -> Result<ExitCode, std::io::Error> {
+    // A front that was killed must not leave a process behind that is logged in.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let mut control = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let (request, streams) = start::receive(&control)?;
+    let outcome = match start::start(&request, streams) {
+        Ok((token, threads)) => {
+            tell(&mut control, link::started::Outcome::Token(token))?;
+            threads
+        }
+        Err(error) => {
+            tell(&mut control, link::started::Outcome::Failure(session::failure(&error)))?;
+            return Ok(ExitCode::NotReachable);
+        }
+    };
+    // Nothing more comes down the control socketpair; its end is the sign to stop. No C_Finalize: calls may be in flight,
+    // and most modules crash on that. The process ends, and with it the login.
+    let _ = control.read(&mut [0; 1]);
+    drop(outcome);
+    Ok(ExitCode::Done)
+}
+
+fn tell(control: &mut UnixStream, outcome: link::started::Outcome) -> std::io::Result<()> {
+    let mut frame = Vec::new();
+    wire::append(&link::Started { outcome: Some(outcome) }, &mut frame);
+    control.write_all(&frame)
+}

@@ -1,0 +1,219 @@
+//! One thread, one PKCS#11 session, one socketpair: requests in, replies out, in order.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use super::start::Kek;
+use crate::class::Class;
+use crate::pkcs11::{Error, Key, Session, Token};
+use crate::seal::{IvLayout, Seal, SealForm};
+use crate::wire::{self, FrameBuffer, link};
+
+/// A session and everything needed to open another one in its place.
+pub(super) struct SessionThread {
+    stream: UnixStream,
+    token: Token,
+    keks: Vec<Kek>,
+    /// `None`: the last one was closed after an error, and the next request opens another.
+    open: Option<OpenSession>,
+}
+
+struct OpenSession {
+    session: Session,
+    /// In the order of `keks`.
+    keys: Vec<Key>,
+}
+
+/// Replies are sent together while requests wait, but none is held back longer than this: on a slow token each goes at once.
+const LONGEST_HOLD: Duration = Duration::from_micros(100);
+
+impl SessionThread {
+    pub(super) fn new(stream: UnixStream, token: Token, keks: Vec<Kek>) -> Result<Self, Error> {
+        let mut thread = Self { stream, token, keks, open: None };
+        thread.session()?;
+        Ok(thread)
+    }
+
+    pub(super) fn spawn(self) -> JoinHandle<()> {
+        std::thread::spawn(move || self.serve())
+    }
+
+    /// Serves until the front closes its end, or until the token cannot be trusted any more: then closing ours tells the
+    /// front to replace this process.
+    fn serve(mut self) {
+        let mut frames = FrameBuffer::default();
+        let mut bytes = Zeroizing::new(vec![0; 64 * 1024]);
+        let mut replies = Zeroizing::new(Vec::new());
+        loop {
+            let Ok(count @ 1..) = self.stream.read(&mut bytes) else { return };
+            frames.push(bytes.get(..count).unwrap_or_default());
+            let mut held_since = now();
+            loop {
+                let Ok(request) = frames.next::<link::Request>() else { return };
+                let Some(request) = request else { break };
+                let reply = self.answer(request);
+                let broken = matches!(&reply.outcome, Some(link::reply::Outcome::Failure(failure))
+                    if Class::from_number(failure.class).ends_worker());
+                wire::append(&reply, &mut replies);
+                wipe(reply);
+                let finished = now();
+                if broken || frames.is_empty() || finished.saturating_sub(held_since) > LONGEST_HOLD {
+                    if self.stream.write_all(&replies).is_err() || broken {
+                        return;
+                    }
+                    zeroize::Zeroize::zeroize(&mut *replies);
+                    held_since = finished;
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, mut request: link::Request) -> link::Reply {
+        let outcome = if Duration::from_nanos(request.deadline) < now() {
+            link::reply::Outcome::Failure(link::Failure {
+                class: Class::Busy.number(),
+                public: "the deadline passed in the queue".to_owned(),
+                detail: "work was not begun: its deadline had passed".to_owned(),
+                hint: "the HSM is slower than the load; add sessions or tokens".to_owned(),
+            })
+        } else {
+            match self.work(&request) {
+                Ok(outcome) => outcome,
+                Err(error) => link::reply::Outcome::Failure(failure(&error)),
+            }
+        };
+        if let Some(link::request::Work::Seal(seal)) = &mut request.work {
+            zeroize::Zeroize::zeroize(&mut seal.plaintext);
+        }
+        link::Reply { id: request.id, outcome: Some(outcome) }
+    }
+
+    /// Tries the work; after a failure once more on a new session; then lets the proof blob judge whose fault it is.
+    fn work(&mut self, request: &link::Request) -> Result<link::reply::Outcome, Error> {
+        let first = match self.try_work(request) {
+            Err(error) if error.class() != Class::PinOrConfig => error,
+            outcome => return outcome,
+        };
+        let second = match first.class() {
+            Class::Data => first,
+            _ => match self.try_work(request) {
+                Ok(outcome) => return Ok(outcome),
+                Err(error) => error,
+            },
+        };
+        // Return codes do not tell a corrupt blob from a sick token (SoftHSM2 and Kryoptic say CKR_GENERAL_ERROR for both).
+        // If the KEK still opens its proof blob, the blob of the request is at fault.
+        match (&request.work, self.prove_kek(request.kek)) {
+            (Some(link::request::Work::Open(_)), Ok(())) => Err(Error::Call {
+                function: "C_Decrypt".to_owned(),
+                code: cryptoki_sys::CKR_ENCRYPTED_DATA_INVALID,
+                class: Class::Data,
+                poisoned: false,
+            }),
+            (_, Ok(())) => Err(second),
+            (_, Err(error)) => Err(error),
+        }
+    }
+
+    fn try_work(&mut self, request: &link::Request) -> Result<link::reply::Outcome, Error> {
+        let kek = request.kek as usize;
+        let open = self.session()?;
+        let key = open.keys.get(kek).copied().ok_or_else(unknown_work)?;
+        let outcome = match &request.work {
+            Some(link::request::Work::Seal(work)) => form(work.form.as_ref())
+                .and_then(|form| open.session.seal(key, form, &work.context, &work.plaintext))
+                .map(|(iv, ciphertext)| link::reply::Outcome::Sealed(link::Sealed { iv, ciphertext })),
+            Some(link::request::Work::Open(work)) => open_blob(&open.session, key, work).map(|mut plaintext| {
+                link::reply::Outcome::Opened(link::Opened { plaintext: std::mem::take(&mut *plaintext) })
+            }),
+            None => Err(unknown_work()),
+        };
+        if outcome.as_ref().is_err_and(Error::poisons_session) {
+            self.open = None;
+        }
+        outcome
+    }
+
+    fn prove_kek(&mut self, index: u32) -> Result<(), Error> {
+        let index = index as usize;
+        let kek = self.keks.get(index).cloned().ok_or_else(unknown_work)?;
+        let open = self.session()?;
+        let key = open.keys.get(index).copied().ok_or_else(unknown_work)?;
+        let Some(proof) = kek.proofs.first() else { return Ok(()) };
+        prove(&open.session, key, proof).map_err(|error| kek.judge_proof(error))
+    }
+
+    fn session(&mut self) -> Result<&OpenSession, Error> {
+        if self.open.is_none() {
+            let session = self.token.open_session()?;
+            let keys = self.keks.iter().map(|kek| kek.find(&session)).collect::<Result<_, _>>()?;
+            self.open = Some(OpenSession { session, keys });
+        }
+        self.open.as_ref().ok_or_else(unknown_work)
+    }
+}
+
+/// Opens a proof blob and compares the challenge.
+pub(super) fn prove(session: &Session, key: Key, proof: &link::Proof) -> Result<(), Error> {
+    let challenge = open_blob(session, key, proof.open.as_ref().ok_or_else(unknown_work)?)?;
+    let digest = Sha256::digest(&*challenge);
+    if bool::from(digest.as_slice().ct_eq(&proof.digest)) {
+        return Ok(());
+    }
+    Err(Error::Call {
+        function: "C_Decrypt".to_owned(),
+        code: cryptoki_sys::CKR_ENCRYPTED_DATA_INVALID,
+        class: Class::Data,
+        poisoned: false,
+    })
+}
+
+/// A failure as it travels to the front.
+pub(super) fn failure(error: &Error) -> link::Failure {
+    link::Failure {
+        class: error.class().number(),
+        public: error.public().to_owned(),
+        detail: error.to_string(),
+        hint: error.hint(),
+    }
+}
+
+fn open_blob(session: &Session, key: Key, work: &link::Open) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let form = form(work.form.as_ref())?;
+    match (form.seal, form.iv_layout) {
+        (Seal::AesGcm, IvLayout::Sent) => session.open(key, &work.iv, &work.context, &work.ciphertext),
+    }
+}
+
+fn form(form: Option<&link::Form>) -> Result<SealForm, Error> {
+    let known = |form: &link::Form| {
+        Some(SealForm {
+            seal: Seal::from_code(u8::try_from(form.seal).ok()?)?,
+            iv_layout: IvLayout::from_code(u8::try_from(form.iv_layout).ok()?)?,
+            iv_length: u8::try_from(form.iv_length).ok()?,
+        })
+    };
+    form.and_then(known).ok_or_else(unknown_work)
+}
+
+fn unknown_work() -> Error {
+    Error::Unreadable("the front asked for work that this worker does not know".to_owned())
+}
+
+fn wipe(reply: link::Reply) {
+    if let Some(link::reply::Outcome::Opened(mut opened)) = reply.outcome {
+        zeroize::Zeroize::zeroize(&mut opened.plaintext);
+    }
+}
+
+/// CLOCK_MONOTONIC, which front and worker share.
+fn now() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}

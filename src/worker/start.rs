@@ -1,0 +1,168 @@
+//! From Start to the first request: module, token, login, every KEK found, audited and proved.
+
+use std::io::{Error as IoError, ErrorKind, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+
+use cryptoki_sys as sys;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+use super::session::{SessionThread, prove};
+use crate::attributes::{AttributeName, AttributeValue, Attributes, deviations};
+use crate::class::Class;
+use crate::pin::PinSource;
+use crate::pkcs11::{CodeOverride, Error, Key, Module, Session};
+use crate::wire::{FrameBuffer, link};
+
+/// Most session socketpairs that one Start can carry.
+pub const MAX_SESSIONS: usize = 64;
+
+/// One KEK to be found on the token, as the front described it.
+#[derive(Clone)]
+pub(super) struct Kek {
+    id: Vec<u8>,
+    label: String,
+    attributes: Attributes,
+    pub(super) proofs: Vec<link::Proof>,
+}
+
+/// Reads Start, and the session sockets attached to it, from the control socket.
+pub(super) fn receive(control: &UnixStream) -> Result<(link::Start, Vec<UnixStream>), IoError> {
+    let mut frames = FrameBuffer::default();
+    let mut streams = Vec::new();
+    loop {
+        let mut bytes = [0; 16 * 1024];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SESSIONS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received =
+            recvmsg(control, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?.bytes;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                streams.extend(descriptors.map(UnixStream::from));
+            }
+        }
+        if received == 0 {
+            return Err(IoError::new(ErrorKind::UnexpectedEof, "a worker is started by `hsm-kms serve`, not by hand"));
+        }
+        frames.push(bytes.get(..received).unwrap_or_default());
+        let malformed = |error| IoError::new(ErrorKind::InvalidData, error);
+        if let Some(start) = frames.next::<link::Start>().map_err(malformed)? {
+            return Ok((start, streams));
+        }
+    }
+}
+
+/// Does everything that must hold before the first request, then starts one thread per session socket.
+///
+/// The session that logged in is among what is returned: the login lasts as long as it.
+pub(super) fn start(
+    request: &link::Start,
+    streams: Vec<UnixStream>,
+) -> Result<(link::TokenInfo, (Session, Vec<JoinHandle<()>>)), Error> {
+    let codes = request.codes.iter().map(code_override).collect();
+    let module = Module::load(&PathBuf::from(&request.module), &request.manufacturer, codes)?;
+    let token = module.token(&request.token_label)?;
+    let serial = &token.info().serial;
+    if !request.token_serial.is_empty() && request.token_serial != *serial {
+        return Err(Error::TokenSerial {
+            label: request.token_label.clone(),
+            expected: request.token_serial.clone(),
+            found: serial.clone(),
+        });
+    }
+    let pin = pin_source(request.pin.as_ref())?.read()?;
+    let login = token.login(&pin)?;
+    drop(pin);
+
+    let keks: Vec<Kek> = request.keks.iter().map(kek).collect();
+    for kek in &keks {
+        let key = kek.find(&login)?;
+        let found = login.attributes(key)?;
+        let deviations = deviations(&kek.attributes, &found);
+        if !deviations.is_empty() {
+            return Err(Error::KekWeak { label: kek.label.clone(), deviations });
+        }
+        for proof in &kek.proofs {
+            prove(&login, key, proof).map_err(|error| kek.judge_proof(error))?;
+        }
+    }
+
+    let threads = streams
+        .into_iter()
+        .map(|stream| SessionThread::new(stream, token.clone(), keks.clone()).map(SessionThread::spawn))
+        .collect::<Result<Vec<_>, _>>()?;
+    let info = module.info()?;
+    let token_info = token.info();
+    let started = link::TokenInfo {
+        label: token_info.label.clone(),
+        manufacturer: token_info.manufacturer.clone(),
+        model: token_info.model.clone(),
+        serial: token_info.serial.clone(),
+        firmware: token_info.firmware.clone(),
+        library: format!("{} {}", info.library, info.library_version),
+    };
+    Ok((started, (login, threads)))
+}
+
+impl Kek {
+    /// Finds the key anew: handles die with the login.
+    pub(super) fn find(&self, session: &Session) -> Result<Key, Error> {
+        session.key(&self.label, &self.id)
+    }
+
+    /// A proof that does not open means another key, unless the token failed for a reason of its own.
+    pub(super) fn judge_proof(&self, error: Error) -> Error {
+        match error.class() {
+            Class::Data => Error::KekForeign { label: self.label.clone() },
+            _ => error,
+        }
+    }
+}
+
+fn kek(kek: &link::Kek) -> Kek {
+    let attributes = kek
+        .attributes
+        .iter()
+        .filter_map(|expected| {
+            let name = AttributeName::ALL.into_iter().find(|name| *name as u32 == expected.name)?;
+            Some((name, attribute_value(expected.value.as_ref())))
+        })
+        .collect();
+    Kek { id: kek.cka_id.clone(), label: kek.label.clone(), attributes, proofs: kek.proofs.clone() }
+}
+
+fn attribute_value(value: Option<&link::expected_attribute::Value>) -> AttributeValue {
+    use link::expected_attribute::Value;
+    match value {
+        Some(Value::Flag(flag)) => AttributeValue::Bool(*flag),
+        Some(Value::Number(number)) => AttributeValue::Number(*number),
+        Some(Value::Mechanisms(list)) => AttributeValue::Mechanisms(list.list.clone()),
+        None => AttributeValue::UNAVAILABLE,
+    }
+}
+
+fn code_override(entry: &link::CodeOverride) -> CodeOverride {
+    CodeOverride {
+        code: entry.code,
+        function: (!entry.function.is_empty()).then(|| entry.function.clone()),
+        class: Class::from_number(entry.class),
+    }
+}
+
+fn pin_source(source: Option<&link::PinSource>) -> Result<PinSource, Error> {
+    use link::pin_source::Source;
+    match source.and_then(|source| source.source.as_ref()) {
+        Some(Source::File(path)) => Ok(PinSource::File(path.into())),
+        Some(Source::Environment(name)) => Ok(PinSource::Environment(name.clone())),
+        Some(Source::Credential(name)) => Ok(PinSource::Credential(name.clone())),
+        Some(Source::Descriptor(number)) => Ok(PinSource::Descriptor(*number)),
+        None => Err(Error::Call {
+            function: "C_Login".to_owned(),
+            code: sys::CKR_PIN_INVALID,
+            class: Class::PinOrConfig,
+            poisoned: false,
+        }),
+    }
+}

@@ -6,6 +6,7 @@
 
 pub mod attributes;
 pub mod class;
+pub mod envelope;
 pub mod exit;
 pub mod key_id;
 pub mod pin;

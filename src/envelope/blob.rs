@@ -1,0 +1,256 @@
+//! The sealed blob: what Encrypt returns and etcd keeps. It comes back from etcd, that is, from the attacker.
+
+use thiserror::Error;
+
+use crate::seal::{IvLayout, Seal, SealForm};
+
+/// Most bytes of a sealed blob: what the API server stores at most (Kubernetes `kmsv2/envelope.go`).
+pub const MAX_BLOB_BYTES: usize = 1024;
+
+/// Most bytes that a blob may be longer than its plaintext, for every seal, now and later.
+pub const MAX_OVERHEAD_BYTES: usize = 96;
+
+/// Most bytes that can be sealed.
+pub const MAX_PLAINTEXT_BYTES: usize = MAX_BLOB_BYTES - MAX_OVERHEAD_BYTES;
+
+/// A well-formed sealed blob. That it is authentic is known only once the HSM has opened it.
+///
+/// Layout v1: `hkms`, version 1, seal code, IV layout code, IV length (one byte each), IV, ciphertext with tag.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Blob<'a> {
+    form: SealForm,
+    iv: &'a [u8],
+    ciphertext: &'a [u8],
+}
+
+impl<'a> Blob<'a> {
+    /// A blob of these parts, if they fit the form: IV length, at least one byte beside the tag, 1024 bytes in all.
+    pub fn new(form: SealForm, iv: &'a [u8], ciphertext: &'a [u8]) -> Result<Self, BlobError> {
+        let Rules { iv_bytes, tag_bytes } = rules(form);
+        if form.iv_length != iv_bytes || iv.len() != usize::from(iv_bytes) {
+            let found = if form.iv_length == iv_bytes { iv.len() } else { form.iv_length.into() };
+            return Err(BlobError::IvLength { found, allowed: iv_bytes });
+        }
+        if ciphertext.len() <= tag_bytes {
+            return Err(BlobError::Truncated { bytes: HEADER_BYTES + iv.len() + ciphertext.len() });
+        }
+        let bytes = HEADER_BYTES.saturating_add(iv.len()).saturating_add(ciphertext.len());
+        if bytes > MAX_BLOB_BYTES {
+            return Err(BlobError::TooLong { bytes });
+        }
+        Ok(Self { form, iv, ciphertext })
+    }
+
+    /// Reads a blob strictly: every byte has exactly one meaning, and [`Blob::encode`] gives the same bytes back.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, BlobError> {
+        if bytes.len() > MAX_BLOB_BYTES {
+            return Err(BlobError::TooLong { bytes: bytes.len() });
+        }
+        let truncated = BlobError::Truncated { bytes: bytes.len() };
+        let Some((&[m0, m1, m2, m3, version, seal, iv_layout, iv_length], rest)) = bytes.split_first_chunk() else {
+            return Err(truncated);
+        };
+        if [m0, m1, m2, m3] != MAGIC {
+            return Err(BlobError::NotOurs);
+        }
+        if version != VERSION {
+            return Err(BlobError::Version { version });
+        }
+        let form = SealForm {
+            seal: Seal::from_code(seal).ok_or(BlobError::Seal { code: seal })?,
+            iv_layout: IvLayout::from_code(iv_layout).ok_or(BlobError::IvLayout { code: iv_layout })?,
+            iv_length,
+        };
+        let allowed = rules(form).iv_bytes;
+        if iv_length != allowed {
+            return Err(BlobError::IvLength { found: iv_length.into(), allowed });
+        }
+        let (iv, ciphertext) = rest.split_at_checked(iv_length.into()).ok_or(truncated)?;
+        Self::new(form, iv, ciphertext)
+    }
+
+    /// The bytes that Encrypt returns.
+    pub fn encode(&self) -> Vec<u8> {
+        [&header(self.form), self.iv, self.ciphertext].concat()
+    }
+
+    /// How it was sealed.
+    pub fn form(&self) -> SealForm {
+        self.form
+    }
+
+    /// The IV.
+    pub fn iv(&self) -> &'a [u8] {
+        self.iv
+    }
+
+    /// The ciphertext, with the tag at its end.
+    pub fn ciphertext(&self) -> &'a [u8] {
+        self.ciphertext
+    }
+}
+
+/// Why bytes are not a sealed blob that this release can open. Shows sizes and public codes only.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+pub enum BlobError {
+    /// The IV length is not what the seal and IV layout allow.
+    #[error("sealed blob has an IV of {found} bytes, its seal takes {allowed}")]
+    IvLength {
+        /// Bytes, as the blob says or has them.
+        found: usize,
+        /// Bytes.
+        allowed: u8,
+    },
+    /// The IV layout code is unknown to this release.
+    #[error("sealed blob has IV layout {code}, which this release does not know")]
+    IvLayout {
+        /// The code.
+        code: u8,
+    },
+    /// The first four bytes are not those of a sealed blob.
+    #[error("ciphertext is not a sealed blob of hsm-kms")]
+    NotOurs,
+    /// The seal code is unknown to this release.
+    #[error("sealed blob has seal {code}, which this release does not know")]
+    Seal {
+        /// The code.
+        code: u8,
+    },
+    /// Longer than any blob.
+    #[error("ciphertext has {bytes} bytes, a sealed blob at most {MAX_BLOB_BYTES}")]
+    TooLong {
+        /// Bytes found.
+        bytes: usize,
+    },
+    /// Shorter than its own header, IV, tag and one byte of ciphertext.
+    #[error("sealed blob is cut short: {bytes} bytes are too few")]
+    Truncated {
+        /// Bytes found.
+        bytes: usize,
+    },
+    /// The layout version is unknown to this release.
+    #[error("sealed blob has version {version}, which this release does not know")]
+    Version {
+        /// The version.
+        version: u8,
+    },
+}
+
+impl BlobError {
+    /// What to do about it.
+    pub fn hint(self) -> &'static str {
+        match self {
+            Self::NotOurs => "it was made by another provider, or damaged: check which provider wrote it",
+            Self::IvLayout { .. } | Self::Seal { .. } | Self::Version { .. } => {
+                "it was made by a later release, or damaged: use the release that made it, or a later one"
+            }
+            Self::IvLength { .. } | Self::TooLong { .. } | Self::Truncated { .. } => {
+                "it was damaged after it was made: restore it from a backup"
+            }
+        }
+    }
+}
+
+/// The first eight bytes of a blob of this form. They are part of the context, so none of them can be changed.
+pub(super) fn header(form: SealForm) -> [u8; HEADER_BYTES] {
+    let [m0, m1, m2, m3] = MAGIC;
+    [m0, m1, m2, m3, VERSION, form.seal.code(), form.iv_layout.code(), form.iv_length]
+}
+
+/// What a seal and IV layout ask of the rest of the blob.
+struct Rules {
+    iv_bytes: u8,
+    tag_bytes: usize,
+}
+
+fn rules(form: SealForm) -> Rules {
+    match (form.seal, form.iv_layout) {
+        (Seal::AesGcm, IvLayout::Sent) => Rules { iv_bytes: 12, tag_bytes: 16 },
+    }
+}
+
+const MAGIC: [u8; 4] = *b"hkms";
+const VERSION: u8 = 1;
+const HEADER_BYTES: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn blob(ciphertext_bytes: usize) -> Vec<u8> {
+        [&header(SealForm::AES_GCM_SENT)[..], &[0xaa; 12], &vec![0xbb; ciphertext_bytes]].concat()
+    }
+
+    fn changed(position: usize, value: u8) -> Vec<u8> {
+        let mut bytes = blob(48);
+        bytes[position] = value;
+        bytes
+    }
+
+    #[test]
+    fn every_fault_has_its_own_error() {
+        for (bytes, error) in [
+            (vec![], BlobError::Truncated { bytes: 0 }),
+            (vec![b'h'; 7], BlobError::Truncated { bytes: 7 }),
+            (vec![0; 8], BlobError::NotOurs),
+            (blob(0)[..19].to_vec(), BlobError::Truncated { bytes: 19 }),
+            (blob(0), BlobError::Truncated { bytes: 20 }),
+            (blob(16), BlobError::Truncated { bytes: 36 }),
+            (blob(1005), BlobError::TooLong { bytes: 1025 }),
+            (changed(0, b'H'), BlobError::NotOurs),
+            (changed(4, 0), BlobError::Version { version: 0 }),
+            (changed(4, 2), BlobError::Version { version: 2 }),
+            (changed(5, 0), BlobError::Seal { code: 0 }),
+            (changed(5, 2), BlobError::Seal { code: 2 }),
+            (changed(6, 2), BlobError::IvLayout { code: 2 }),
+            (changed(7, 11), BlobError::IvLength { found: 11, allowed: 12 }),
+            (changed(7, 255), BlobError::IvLength { found: 255, allowed: 12 }),
+        ] {
+            assert_eq!(Blob::parse(&bytes), Err(error));
+            assert!(!error.hint().is_empty());
+        }
+        assert!(Blob::parse(&blob(17)).is_ok());
+        assert!(Blob::parse(&blob(1004)).is_ok());
+    }
+
+    #[test]
+    fn parts_that_do_not_fit_make_no_blob() {
+        let form = SealForm::AES_GCM_SENT;
+        let wrong_form = SealForm { iv_length: 16, ..form };
+        assert_eq!(Blob::new(form, &[0; 11], &[0; 17]), Err(BlobError::IvLength { found: 11, allowed: 12 }));
+        assert_eq!(Blob::new(wrong_form, &[0; 16], &[0; 17]), Err(BlobError::IvLength { found: 16, allowed: 12 }));
+        assert_eq!(Blob::new(wrong_form, &[0; 12], &[0; 17]), Err(BlobError::IvLength { found: 16, allowed: 12 }));
+        assert_eq!(Blob::new(form, &[0; 12], &[0; 16]), Err(BlobError::Truncated { bytes: 36 }));
+        assert_eq!(Blob::new(form, &[0; 12], &[0; 1005]), Err(BlobError::TooLong { bytes: 1025 }));
+    }
+
+    #[test]
+    fn the_longest_plaintext_fits_every_overhead() {
+        assert_eq!(MAX_PLAINTEXT_BYTES, 928);
+        let Rules { iv_bytes, tag_bytes } = rules(SealForm::AES_GCM_SENT);
+        assert!(HEADER_BYTES + usize::from(iv_bytes) + tag_bytes <= MAX_OVERHEAD_BYTES);
+    }
+
+    proptest! {
+        #[test]
+        fn parts_come_back(iv: [u8; 12], ciphertext in prop::collection::vec(any::<u8>(), 17..=1004)) {
+            let blob = Blob::new(SealForm::AES_GCM_SENT, &iv, &ciphertext).unwrap();
+            let bytes = blob.encode();
+            prop_assert_eq!(Blob::parse(&bytes), Ok(blob));
+            prop_assert_eq!(bytes.len(), 20 + ciphertext.len());
+        }
+
+        #[test]
+        fn no_bytes_panic_and_what_parses_encodes_to_itself(
+            valid_start in 0_usize..=8,
+            tail in prop::collection::vec(any::<u8>(), 0..1100),
+        ) {
+            let bytes = [&header(SealForm::AES_GCM_SENT)[..valid_start], &tail].concat();
+            if let Ok(blob) = Blob::parse(&bytes) {
+                prop_assert_eq!(blob.encode(), bytes);
+            }
+        }
+    }
+}

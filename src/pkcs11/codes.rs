@@ -32,7 +32,7 @@ pub fn name(code: u64) -> String {
     if code == WRONG_LENGTH {
         return "CKR_OK with a wrong length".to_owned();
     }
-    crate::profile::codes::code_name(code).map_or_else(|| format!("{code:#010x}"), str::to_owned)
+    format!("{code:#010x}")
 }
 
 fn default_class(code: u64) -> Class {

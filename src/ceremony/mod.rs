@@ -1,0 +1,323 @@
+//! The key ceremony: makes a KEK on a token from a plan, proves what can be proved about it, and writes its record.
+//!
+//! Runs PKCS#11 in its own process: nothing untrusted comes in here, and a link with frames for generation, copies and
+//! attribute changes would give the worker powers that it must not have.
+
+mod generate;
+mod negative;
+mod plan;
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+pub use self::negative::Refusal;
+pub use self::plan::Plan;
+use crate::attributes::{Attributes, Deviation};
+use crate::class::Class;
+use crate::envelope::{Blob, Context};
+use crate::pkcs11::{self, Key, Module, Session, Token};
+use crate::profile::{Profile, ProfileError};
+use crate::record::{Ceremony, CeremonyId, CkaId, KekRecord, Kek, Kind, Proof, UtcTime};
+use crate::record::{Module as ModuleRecord, Token as TokenRecord};
+use crate::strict::FileError;
+
+/// What stops a ceremony.
+#[derive(Debug, Error)]
+pub enum CeremonyError {
+    /// The key that was made is not a KEK; it was destroyed.
+    #[error("the token made a key that is no KEK: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Deviates(Vec<Deviation>),
+    /// Something with the KEK's label is on the token already.
+    #[error("{count} object(s) with label {label:?} are on the token already")]
+    LabelTaken {
+        /// The label.
+        label: String,
+        /// How many objects have it.
+        count: usize,
+    },
+    /// A negative test succeeded: the token did what it must refuse. The key was destroyed.
+    #[error("the token did what it must refuse: {0}")]
+    NotRefused(&'static str),
+    /// The output directory or file cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Output {
+        /// Directory or file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The PKCS#11 layer failed.
+    #[error(transparent)]
+    Pkcs11(#[from] pkcs11::Error),
+    /// The plan cannot be used.
+    #[error(transparent)]
+    Plan(#[from] FileError),
+    /// The plan's profile cannot be used.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// A proof blob did not behave as it must. The key was destroyed.
+    #[error("the KEK failed its proof: {0}")]
+    Proof(&'static str),
+    /// The system failed.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's words.
+        source: std::io::Error,
+    },
+}
+
+impl CeremonyError {
+    /// What an operator can do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Deviates(_) => {
+                "if the plan's owner accepts it, name the attribute under kek.permit in the plan; the key was destroyed".to_owned()
+            }
+            Self::LabelTaken { .. } => "choose a new kek.label in the plan; a ceremony never touches an existing object".to_owned(),
+            Self::NotRefused(_) | Self::Proof(_) => {
+                "do not use this token for a KEK; the key was destroyed; tell the vendor".to_owned()
+            }
+            Self::Output { .. } => "name an existing directory without a kek-record.json under output in the plan".to_owned(),
+            Self::Pkcs11(error) => error.hint(),
+            Self::Plan(error) => error.hint(),
+            Self::Profile(error) => error.hint(),
+            Self::System { .. } => "mend it and run the ceremony again".to_owned(),
+        }
+    }
+
+    /// Whether the HSM was out of reach, as against a refusal or a mistake in the plan.
+    pub fn is_out_of_reach(&self) -> bool {
+        matches!(self, Self::Pkcs11(error) if error.class() != Class::PinOrConfig)
+    }
+}
+
+/// What a ceremony is doing, for whoever watches.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// A step begins.
+    Begins(&'a str),
+    /// The step that began is done, and this came of it.
+    Done(&'a str),
+}
+
+/// Told of each step.
+pub type Watcher<'a> = &'a mut dyn FnMut(Progress<'_>);
+
+/// What a ceremony made.
+pub struct Outcome {
+    /// The record, as written.
+    pub record: KekRecord,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// What was tried and refused, in order.
+    pub refusals: Vec<Refusal>,
+    /// Permitted deviations.
+    pub deviations: Vec<Deviation>,
+}
+
+/// Name of the record file in the plan's output directory.
+const RECORD_FILE: &str = "kek-record.json";
+
+/// Proof blobs made: one for health probes, one for copies, one kept for disputes.
+const PROOFS: usize = 3;
+
+/// Runs the plan. Leaves either a KEK with its record, or neither.
+pub fn run(plan: &Plan, watcher: Watcher<'_>) -> Result<Outcome, CeremonyError> {
+    let path = check_output(&plan.output)?;
+
+    watcher(Progress::Begins("load the module and find the token"));
+    let module_path = plan.module_path()?;
+    let profile = plan.profile()?;
+    let module = Module::load(&module_path, &profile.module.manufacturer, profile.code_overrides())?;
+    let token = module.token(&plan.token.label)?;
+    let info = token.info();
+    watcher(Progress::Done(&format!("{} {}, serial {}", info.manufacturer, info.model, info.serial)));
+
+    watcher(Progress::Begins("log in, one attempt"));
+    let login = token.login(&plan.token.pin.read().map_err(pkcs11::Error::from)?)?;
+    watcher(Progress::Done("the user is logged in"));
+
+    watcher(Progress::Begins("check that the label is free"));
+    let count = login.objects_with_label(&plan.kek.label)?;
+    if count > 0 {
+        return Err(CeremonyError::LabelTaken { label: plan.kek.label.clone(), count });
+    }
+    watcher(Progress::Done(&format!("no object has the label {:?}", plan.kek.label)));
+
+    let id = random_id(&login)?;
+    let ceremony = Ceremony {
+        id: CeremonyId::new(random()?),
+        time: UtcTime::now(),
+        tool: concat!("hsm-kms ", env!("CARGO_PKG_VERSION")).to_owned(),
+    };
+    watcher(Progress::Begins("generate the KEK in the HSM"));
+    let made = generate::generate(&login, &plan.kek.label, &id)?;
+    watcher(Progress::Done("AES-256, non-extractable"));
+
+    // From here on there is a key on the token: either it gets its record, or it goes.
+    let proved = prove(plan, &profile, &token, &id, &ceremony, watcher);
+    let outcome = proved.and_then(|(proofs, attributes, refusals, deviations)| {
+        let record = KekRecord::new(
+            Kind::Rehearsal,
+            ceremony,
+            plan.cluster.clone(),
+            profile.name.clone(),
+            module_record(&module, &module_path)?,
+            token_record(&token),
+            Kek { id: cka_id(&id)?, label: plan.kek.label.clone(), attributes },
+            proofs,
+            deviations.iter().map(ToString::to_string).collect(),
+        );
+        watcher(Progress::Begins("write the record"));
+        write_new(&path, record.to_json()?.as_bytes())?;
+        watcher(Progress::Done(&path.display().to_string()));
+        Ok(Outcome { record, path: path.clone(), refusals, deviations })
+    });
+    if outcome.is_err() {
+        watcher(Progress::Begins("destroy the key that was made"));
+        match login.destroy(made) {
+            Ok(()) => watcher(Progress::Done("destroyed: the token is as it was")),
+            Err(error) => watcher(Progress::Done(&format!("NOT destroyed ({error}): remove the key by hand"))),
+        }
+    }
+    outcome
+}
+
+type Proved = (Vec<Proof>, Attributes, Vec<Refusal>, Vec<Deviation>);
+
+/// Everything that must be true of the KEK, seen through a new session.
+fn prove(
+    plan: &Plan,
+    profile: &Profile,
+    token: &Token,
+    id: &[u8],
+    ceremony: &Ceremony,
+    watcher: Watcher<'_>,
+) -> Result<Proved, CeremonyError> {
+    watcher(Progress::Begins("read every attribute back in a new session"));
+    let session = token.open_session()?;
+    let key = session.key(&plan.kek.label, id)?;
+    let attributes = session.attributes(key)?;
+    let deviations = generate::deviations(&attributes);
+    let (permitted, refused): (Vec<_>, Vec<_>) =
+        deviations.into_iter().partition(|deviation| plan.kek.permit.contains(&deviation.name));
+    if !refused.is_empty() {
+        return Err(CeremonyError::Deviates(refused));
+    }
+    watcher(Progress::Done(&format!("{} attributes as they must be, {} permitted deviations", attributes.len() - permitted.len(), permitted.len())));
+
+    watcher(Progress::Begins("try what the token must refuse"));
+    let refusals = negative::run(&session, key)?;
+    watcher(Progress::Done(&format!("{} attempts, all refused", refusals.len())));
+
+    watcher(Progress::Begins("seal and open proof blobs"));
+    let proofs = (0..PROOFS)
+        .map(|_| proof(&session, key, profile, ceremony, id))
+        .collect::<Result<Vec<_>, _>>()?;
+    watcher(Progress::Done(&format!("{PROOFS} proof blobs; a changed blob and a wrong context were refused")));
+    Ok((proofs, attributes, refusals, permitted))
+}
+
+/// Seals a random challenge, opens it again, and checks that nothing but the very same thing opens.
+fn proof(
+    session: &Session,
+    key: Key,
+    profile: &Profile,
+    ceremony: &Ceremony,
+    id: &[u8],
+) -> Result<Proof, CeremonyError> {
+    let form = profile.seal;
+    let context = Context::proof(form, &ceremony.id.to_string(), id);
+    let challenge = random::<32>()?;
+    let (iv, ciphertext) = session.seal(key, form, context.as_bytes(), &challenge)?;
+    if session.open(key, &iv, context.as_bytes(), &ciphertext)?.as_slice() != challenge {
+        return Err(CeremonyError::Proof("it opened its own seal to something else"));
+    }
+    let mut changed = ciphertext.clone();
+    if let Some(byte) = changed.first_mut() {
+        *byte ^= 1;
+    }
+    if session.open(key, &iv, context.as_bytes(), &changed).is_ok() {
+        return Err(CeremonyError::Proof("it opened a changed blob"));
+    }
+    if session.open(key, &iv, &[0; 32], &ciphertext).is_ok() {
+        return Err(CeremonyError::Proof("it opened a blob under another context"));
+    }
+    let blob = Blob::new(form, &iv, &ciphertext).map_err(|_| CeremonyError::Proof("its blob has a wrong length"))?;
+    Ok(Proof::new(blob, Sha256::digest(challenge).into()))
+}
+
+fn check_output(directory: &Path) -> Result<PathBuf, CeremonyError> {
+    let refuse = |path: &Path, reason: &str| CeremonyError::Output { path: path.to_owned(), reason: reason.to_owned() };
+    if !directory.is_dir() {
+        return Err(refuse(directory, "is no directory"));
+    }
+    let path = directory.join(RECORD_FILE);
+    if path.symlink_metadata().is_ok() {
+        return Err(refuse(&path, "is there already"));
+    }
+    Ok(path)
+}
+
+/// Writes a file that must not exist yet, and makes sure that it is on the disk.
+fn write_new(path: &Path, content: &[u8]) -> Result<(), CeremonyError> {
+    let output = |error: std::io::Error| CeremonyError::Output { path: path.to_owned(), reason: error.to_string() };
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path).map_err(output)?;
+    let written = file.write_all(content).and_then(|()| file.sync_all());
+    let synced = written.and_then(|()| path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all()));
+    synced.map_err(|error| {
+        // A record that is not whole must not be taken for one.
+        let _ = std::fs::remove_file(path);
+        output(error)
+    })
+}
+
+/// 16 bytes from the token, mixed with the kernel's: unique as long as one of the two is random.
+fn random_id(session: &Session) -> Result<[u8; 16], CeremonyError> {
+    let mut id = [0; 16];
+    session.random(&mut id)?;
+    for (byte, other) in id.iter_mut().zip(random::<16>()?) {
+        *byte ^= other;
+    }
+    Ok(id)
+}
+
+fn random<const N: usize>() -> Result<[u8; N], CeremonyError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| CeremonyError::System { what: "no kernel randomness", source: error.into() })?;
+    Ok(bytes)
+}
+
+fn cka_id(id: &[u8]) -> Result<CkaId, CeremonyError> {
+    CkaId::new(id).ok_or(CeremonyError::Proof("its id has a wrong length"))
+}
+
+fn module_record(module: &Module, path: &Path) -> Result<ModuleRecord, CeremonyError> {
+    let info = module.info()?;
+    let bytes = std::fs::read(path)
+        .map_err(|source| CeremonyError::System { what: "the module file cannot be read for its hash", source })?;
+    Ok(ModuleRecord {
+        library: info.library,
+        library_version: info.library_version,
+        sha256: crate::record::Sha256Digest(Sha256::digest(bytes).into()),
+    })
+}
+
+fn token_record(token: &Token) -> TokenRecord {
+    let info = token.info().clone();
+    TokenRecord {
+        label: info.label,
+        manufacturer: info.manufacturer,
+        model: info.model,
+        serial: info.serial,
+        firmware: info.firmware,
+    }
+}

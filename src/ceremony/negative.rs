@@ -1,0 +1,57 @@
+//! What a token must refuse to do with a KEK. Each is really tried; one success ends the ceremony.
+
+use super::CeremonyError;
+use crate::attributes::AttributeName;
+use crate::pkcs11::{Error, Key, Session};
+
+/// Something that was tried and refused.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// What was tried.
+    pub attempt: &'static str,
+    /// How the token refused it.
+    pub answer: String,
+}
+
+/// Tries everything. Every attempt runs on the same session: a refusal leaves no operation behind.
+pub(super) fn run(session: &Session, key: Key) -> Result<Vec<Refusal>, CeremonyError> {
+    let mut refusals = Vec::new();
+    let mut expect = |attempt: &'static str, outcome: Result<(), Error>| match outcome {
+        Ok(()) => Err(CeremonyError::NotRefused(attempt)),
+        Err(error) => {
+            refusals.push(Refusal { attempt, answer: error.to_string() });
+            Ok(())
+        }
+    };
+    if session.value_can_be_read(key)? {
+        return Err(CeremonyError::NotRefused("read CKA_VALUE"));
+    }
+    expect("wrap the KEK under another key", session.wrap_under_throwaway(key))?;
+    for (attempt, name, value) in LOOSENING {
+        expect(attempt, session.set_flag(key, name, value))?;
+    }
+    for (attempt, name, value) in LOOSENING_COPIES {
+        expect(attempt, session.copy_with_flag(key, name, value))?;
+    }
+    let mut all = vec![Refusal { attempt: "read CKA_VALUE", answer: "the token did not give it".to_owned() }];
+    all.append(&mut refusals);
+    Ok(all)
+}
+
+const LOOSENING: [(&str, AttributeName, bool); 8] = [
+    ("set CKA_EXTRACTABLE true", AttributeName::Extractable, true),
+    ("set CKA_SENSITIVE false", AttributeName::Sensitive, false),
+    ("set CKA_WRAP true", AttributeName::Wrap, true),
+    ("set CKA_UNWRAP true", AttributeName::Unwrap, true),
+    ("set CKA_DERIVE true", AttributeName::Derive, true),
+    ("set CKA_SIGN true", AttributeName::Sign, true),
+    ("set CKA_VERIFY true", AttributeName::Verify, true),
+    ("set CKA_MODIFIABLE true", AttributeName::Modifiable, true),
+];
+
+const LOOSENING_COPIES: [(&str, AttributeName, bool); 4] = [
+    ("copy with CKA_EXTRACTABLE true", AttributeName::Extractable, true),
+    ("copy with CKA_SENSITIVE false", AttributeName::Sensitive, false),
+    ("copy with CKA_WRAP true", AttributeName::Wrap, true),
+    ("copy with CKA_MODIFIABLE true", AttributeName::Modifiable, true),
+];

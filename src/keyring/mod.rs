@@ -1,0 +1,162 @@
+//! Which KEK does what. The keyring deals in handles, not in keys: what a KEK's state forbids does not compile.
+
+use tokio::time::Instant;
+
+use crate::envelope::{Annotations, Blob, BlobError, Context};
+use crate::key_id::KeyId;
+use crate::record::KekRecord;
+use crate::seal::SealForm;
+use crate::secret::Plaintext;
+use crate::token::{RequestError, Token};
+use crate::wire::link;
+
+/// The KEKs of one cluster, on one token.
+pub struct Keyring {
+    cluster: String,
+    form: SealForm,
+    token: Token,
+    active: KeyId,
+}
+
+/// Can seal and open with the active KEK.
+pub struct WrapHandle<'a> {
+    keyring: &'a Keyring,
+}
+
+/// Can open with one KEK, and nothing else.
+pub struct UnwrapHandle<'a> {
+    keyring: &'a Keyring,
+    key_id: &'a KeyId,
+}
+
+/// What Encrypt returns and etcd keeps.
+#[derive(Clone, Debug)]
+pub struct SealedSeed {
+    /// The sealed blob, at most 1024 bytes.
+    pub ciphertext: Vec<u8>,
+    /// The KEK that sealed it.
+    pub key_id: KeyId,
+    /// Public, bound to the blob.
+    pub annotations: Annotations,
+}
+
+/// Why a blob did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The bytes are no sealed blob of a known version.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    /// The token did not open it.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+}
+
+/// The activation of a KEK that has only ever been activated once.
+const FIRST_EPOCH: u64 = 1;
+
+/// Index of the KEK in what the worker was told: there is one.
+const ACTIVE_INDEX: u32 = 0;
+
+impl Keyring {
+    /// A keyring with the one KEK of `record`, active. New seeds are sealed in `form`.
+    pub fn new(record: &KekRecord, form: SealForm, token: Token) -> Self {
+        let cluster = record.cluster.as_str().to_owned();
+        let active = KeyId::derive(&cluster, record.kek.id.as_bytes(), record.ceremony.id.as_str(), FIRST_EPOCH);
+        Self { cluster, form, token, active }
+    }
+
+    /// The key_id that Status announces.
+    pub fn active(&self) -> &KeyId {
+        &self.active
+    }
+
+    /// The token that holds the KEKs.
+    pub fn token(&self) -> &Token {
+        &self.token
+    }
+
+    /// The handle of the active KEK.
+    pub fn wrap(&self) -> WrapHandle<'_> {
+        WrapHandle { keyring: self }
+    }
+
+    /// The handle of the KEK with this key_id, if this keyring has it.
+    pub fn unwrap(&self, key_id: &KeyId) -> Option<UnwrapHandle<'_>> {
+        (*key_id == self.active).then_some(UnwrapHandle { keyring: self, key_id: &self.active })
+    }
+}
+
+impl WrapHandle<'_> {
+    /// Seals `plaintext`, bound to cluster, key_id and annotations.
+    pub async fn seal(&self, plaintext: &Plaintext, deadline: Instant) -> Result<SealedSeed, OpenError> {
+        let Keyring { cluster, form, token, active } = self.keyring;
+        let annotations = Annotations::new();
+        let context = Context::seed(*form, cluster, active, &annotations);
+        let sealed =
+            token.seal(ACTIVE_INDEX, wire_form(*form), context.as_bytes(), plaintext, deadline).await?;
+        let ciphertext = Blob::new(*form, &sealed.iv, &sealed.ciphertext)?.encode();
+        Ok(SealedSeed { ciphertext, key_id: active.clone(), annotations })
+    }
+}
+
+impl UnwrapHandle<'_> {
+    /// Opens a sealed blob. Any change to blob, key_id, annotations or cluster is refused.
+    pub async fn open(
+        &self,
+        blob: &[u8],
+        annotations: &Annotations,
+        deadline: Instant,
+    ) -> Result<Plaintext, OpenError> {
+        let blob = Blob::parse(blob)?;
+        let context = Context::seed(blob.form(), &self.keyring.cluster, self.key_id, annotations);
+        Ok(self.keyring.token.open(ACTIVE_INDEX, wire_open(&blob, &context), deadline).await?)
+    }
+}
+
+/// What a worker must know of the KEK of `record`.
+pub fn wire_kek(record: &KekRecord) -> Result<link::Kek, BlobError> {
+    let attributes = record.kek.attributes.iter().map(|(name, value)| wire_attribute(*name, value)).collect();
+    let proofs = record
+        .proofs
+        .iter()
+        .map(|proof| {
+            let bytes = proof.blob();
+            let blob = Blob::parse(&bytes)?;
+            let context = Context::proof(blob.form(), record.ceremony.id.as_str(), record.kek.id.as_bytes());
+            Ok(link::Proof { open: Some(wire_open(&blob, &context)), digest: proof.challenge_sha256.to_vec() })
+        })
+        .collect::<Result<_, BlobError>>()?;
+    Ok(link::Kek { cka_id: record.kek.id.as_bytes().to_vec(), label: record.kek.label.clone(), attributes, proofs })
+}
+
+fn wire_open(blob: &Blob<'_>, context: &Context) -> link::Open {
+    link::Open {
+        form: Some(wire_form(blob.form())),
+        iv: blob.iv().to_vec(),
+        context: context.as_bytes().to_vec(),
+        ciphertext: blob.ciphertext().to_vec(),
+    }
+}
+
+fn wire_form(form: SealForm) -> link::Form {
+    link::Form {
+        seal: form.seal.code().into(),
+        iv_layout: form.iv_layout.code().into(),
+        iv_length: form.iv_length.into(),
+    }
+}
+
+fn wire_attribute(
+    name: crate::attributes::AttributeName,
+    value: &crate::attributes::AttributeValue,
+) -> link::ExpectedAttribute {
+    use crate::attributes::AttributeValue;
+    use link::expected_attribute::Value;
+    let value = match value {
+        AttributeValue::Bool(flag) => Some(Value::Flag(*flag)),
+        AttributeValue::Number(number) => Some(Value::Number(*number)),
+        AttributeValue::Mechanisms(list) => Some(Value::Mechanisms(link::Mechanisms { list: list.clone() })),
+        AttributeValue::Unavailable(_) => None,
+    };
+    link::ExpectedAttribute { name: name as u32, value }
+}

@@ -1,0 +1,174 @@
+//! The three RPCs: limits, deadlines, and the one mapping from failures to gRPC codes.
+//!
+//! Everything that a caller may send is hostile: ciphertext, key_id and annotations come from etcd.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::{Code, Request, Response, Status};
+
+use super::proto::key_management_service_server::KeyManagementService;
+use super::proto::{
+    DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
+};
+use super::status;
+use crate::class::Class;
+use crate::envelope::{MAX_PLAINTEXT_BYTES, annotations};
+use crate::key_id::{self, KeyId};
+use crate::keyring::{Keyring, OpenError};
+use crate::secret::Plaintext;
+use crate::token::RequestError;
+
+/// KMS v2 over a keyring.
+pub struct Service {
+    keyring: Arc<Keyring>,
+    /// Longest time for one RPC, whatever the caller allows.
+    deadline: Duration,
+}
+
+/// Largest request message, in bytes. The API server sends less than 34 KiB (1 KiB of key_id and ciphertext each, 32 KiB of
+/// annotations).
+pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+
+impl Service {
+    /// Serves `keyring`; each RPC is answered within `deadline`.
+    pub fn new(keyring: Arc<Keyring>, deadline: Duration) -> Self {
+        Self { keyring, deadline }
+    }
+
+    fn deadline<T>(&self, request: &Request<T>) -> Instant {
+        let allowed = grpc_timeout(request).map_or(self.deadline, |timeout| timeout.min(self.deadline));
+        Instant::now() + allowed
+    }
+}
+
+#[tonic::async_trait]
+impl KeyManagementService for Service {
+    async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        Ok(Response::new(StatusResponse {
+            version: "v2".to_owned(),
+            healthz: status::healthz(&self.keyring.token().state()),
+            key_id: self.keyring.active().as_str().to_owned(),
+        }))
+    }
+
+    async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
+        let began = Instant::now();
+        let deadline = self.deadline(&request);
+        let EncryptRequest { plaintext, uid } = request.into_inner();
+        let key_id = self.keyring.active();
+        let outcome = if plaintext.is_empty() {
+            Err(Status::invalid_argument("the plaintext is empty"))
+        } else if plaintext.len() > MAX_PLAINTEXT_BYTES {
+            Err(Status::invalid_argument(format!(
+                "the plaintext has {} bytes; at most {MAX_PLAINTEXT_BYTES} can be sealed",
+                plaintext.len()
+            )))
+        } else {
+            let plaintext = Plaintext::new(plaintext.to_vec());
+            self.keyring.wrap().seal(&plaintext, deadline).await.map_err(|error| to_status(&error))
+        };
+        record("Encrypt", &uid, key_id.hash(), began, outcome.as_ref().err());
+        let sealed = outcome?;
+        Ok(Response::new(EncryptResponse {
+            ciphertext: sealed.ciphertext.into(),
+            key_id: sealed.key_id.as_str().to_owned(),
+            annotations: sealed.annotations,
+        }))
+    }
+
+    async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
+        let began = Instant::now();
+        let deadline = self.deadline(&request);
+        let DecryptRequest { ciphertext, uid, key_id, annotations } = request.into_inner();
+        let outcome = async {
+            let known = KeyId::parse(&key_id);
+            let handle = known.as_ref().and_then(|known| self.keyring.unwrap(known)).ok_or_else(|| {
+                Status::not_found("this plugin has no KEK with that key_id")
+            })?;
+            annotations::check(&annotations).map_err(|error| Status::invalid_argument(error.to_string()))?;
+            handle.open(&ciphertext, &annotations, deadline).await.map_err(|error| to_status(&error))
+        }
+        .await;
+        record("Decrypt", &uid, key_id::hash(&key_id), began, outcome.as_ref().err());
+        let plaintext = outcome?;
+        Ok(Response::new(DecryptResponse { plaintext: plaintext.expose().to_vec().into() }))
+    }
+}
+
+/// The one place that turns a failure into a gRPC status. Texts are public: they end in API server logs and health pages.
+fn to_status(error: &OpenError) -> Status {
+    let request = match error {
+        OpenError::Blob(error) => return Status::invalid_argument(error.to_string()),
+        OpenError::Request(request) => request,
+    };
+    match request {
+        RequestError::Deadline => Status::deadline_exceeded(request.to_string()),
+        RequestError::QueueFull => Status::resource_exhausted(request.to_string()),
+        RequestError::Failed(failure) => {
+            let code = match failure.class {
+                Class::Busy => Code::ResourceExhausted,
+                Class::Data => Code::InvalidArgument,
+                Class::Gone | Class::Login | Class::Session => Code::Unavailable,
+                Class::PinOrConfig => Code::FailedPrecondition,
+            };
+            Status::new(code, failure.public.clone())
+        }
+    }
+}
+
+fn record(method: &'static str, uid: &str, key_id_hash: String, began: Instant, refused: Option<&Status>) {
+    // The uid comes from outside; Debug escapes it, and no real one is longer than a UUID.
+    let uid = uid.get(..64).unwrap_or(uid);
+    let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    match refused {
+        None => tracing::debug!(method, ?uid, key_id_hash, micros, code = "OK"),
+        Some(status) => {
+            let code = status.code();
+            tracing::warn!(method, ?uid, key_id_hash, micros, ?code, reason = status.message(), "refused");
+        }
+    }
+}
+
+/// The caller's `grpc-timeout` (gRPC over HTTP/2, "Timeout"): at most 8 digits and a unit.
+fn grpc_timeout<T>(request: &Request<T>) -> Option<Duration> {
+    let text = request.metadata().get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(value.checked_mul(3600)?)),
+        "M" => Some(Duration::from_secs(value.checked_mul(60)?)),
+        "S" => Some(Duration::from_secs(value)),
+        "m" => Some(Duration::from_millis(value)),
+        "u" => Some(Duration::from_micros(value)),
+        "n" => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_read_in_every_unit_and_in_no_other_form() {
+        let read = |text: &'static str| {
+            let mut request = Request::new(());
+            request.metadata_mut().insert("grpc-timeout", text.parse().unwrap());
+            grpc_timeout(&request)
+        };
+        assert_eq!(read("2H"), Some(Duration::from_secs(7200)));
+        assert_eq!(read("3M"), Some(Duration::from_secs(180)));
+        assert_eq!(read("3S"), Some(Duration::from_secs(3)));
+        assert_eq!(read("2999m"), Some(Duration::from_millis(2999)));
+        assert_eq!(read("5u"), Some(Duration::from_micros(5)));
+        assert_eq!(read("99999999n"), Some(Duration::from_nanos(99_999_999)));
+        for wrong in ["", "S", "3", "-3S", "123456789S", "3s", "3 S"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+}

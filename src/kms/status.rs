@@ -1,0 +1,15 @@
+//! The `healthz` text of Status: from memory, never by asking the HSM.
+
+use crate::token::{Phase, State};
+
+/// `ok`, or a short public text. The key_id beside it stays the same either way: a plugin that loses its HSM must not look
+/// like one that changed its KEK.
+pub fn healthz(state: &State) -> String {
+    if state.is_healthy() {
+        return "ok".to_owned();
+    }
+    match &state.phase {
+        Phase::Down(failure) => format!("{}: {}", failure.class.word(), failure.public),
+        Phase::Starting | Phase::Ready => "starting: the HSM is being reached".to_owned(),
+    }
+}

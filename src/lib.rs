@@ -6,8 +6,11 @@
 
 pub mod attributes;
 pub mod class;
+pub mod cluster;
 pub mod envelope;
 pub mod exit;
 pub mod key_id;
+pub mod record;
 pub mod seal;
 pub mod secret;
+pub mod strict;

@@ -2,6 +2,8 @@
 
 pub mod annotations;
 pub mod blob;
+#[cfg(test)]
+mod vectors;
 
 use std::fmt;
 

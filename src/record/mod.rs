@@ -300,6 +300,16 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_record_is_read_and_written() {
+        let document = include_str!("../../docs/formats.md");
+        let start = document.find("```json\n").unwrap() + "```json\n".len();
+        let text = &document[start..start + document[start..].find("```").unwrap()];
+        let record = KekRecord::parse(text.as_bytes()).unwrap();
+        assert_eq!(record.to_json().unwrap(), text);
+        assert_eq!(record.kek.id.as_bytes()[..2], [0xa0, 0xa1]);
+    }
+
+    #[test]
     fn a_missing_file_is_named() {
         let error = KekRecord::read(Path::new("/nonexistent/kek-record.json")).unwrap_err();
         assert!(error.to_string().starts_with("KEK record /nonexistent/kek-record.json: the file cannot be read: "));

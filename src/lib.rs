@@ -5,14 +5,24 @@
 //! [`pkcs11`]; the answer goes the same way back. The front process never loads the vendor module and never holds a PIN.
 
 pub mod attributes;
+pub mod ceremony;
 pub mod class;
+pub mod cli;
+pub mod cluster;
+pub mod config;
 pub mod envelope;
 pub mod exit;
 pub mod key_id;
+pub mod keyring;
+pub mod kms;
+pub mod observe;
 pub mod pin;
 pub mod pkcs11;
+pub mod profile;
+pub mod record;
 pub mod seal;
 pub mod secret;
+pub mod strict;
 pub mod token;
 pub mod wire;
 pub mod worker;

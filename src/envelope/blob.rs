@@ -90,6 +90,27 @@ impl<'a> Blob<'a> {
     }
 }
 
+/// A sealed blob that keeps its own bytes.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct OwnedBlob {
+    form: SealForm,
+    iv: Vec<u8>,
+    ciphertext: Vec<u8>,
+}
+
+impl OwnedBlob {
+    /// The blob.
+    pub fn as_blob(&self) -> Blob<'_> {
+        Blob { form: self.form, iv: &self.iv, ciphertext: &self.ciphertext }
+    }
+}
+
+impl From<Blob<'_>> for OwnedBlob {
+    fn from(blob: Blob<'_>) -> Self {
+        Self { form: blob.form, iv: blob.iv.to_vec(), ciphertext: blob.ciphertext.to_vec() }
+    }
+}
+
 /// Why bytes are not a sealed blob that this release can open. Shows sizes and public codes only.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
 pub enum BlobError {

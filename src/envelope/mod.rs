@@ -2,13 +2,15 @@
 
 pub mod annotations;
 pub mod blob;
+#[cfg(test)]
+mod vectors;
 
 use std::fmt;
 
 use sha2::{Digest, Sha256};
 
 pub use self::annotations::{AnnotationError, Annotations};
-pub use self::blob::{Blob, BlobError, MAX_BLOB_BYTES, MAX_PLAINTEXT_BYTES};
+pub use self::blob::{Blob, BlobError, MAX_BLOB_BYTES, MAX_PLAINTEXT_BYTES, OwnedBlob};
 use crate::key_id::KeyId;
 use crate::seal::SealForm;
 

@@ -1,0 +1,138 @@
+//! Checks the test vectors of docs/formats.md, read from that very file, with an AES-GCM that is not the HSM's.
+
+use aes_gcm::aead::{Aead, Payload};
+use aes_gcm::{Aes256Gcm, KeyInit, Nonce};
+use sha2::{Digest, Sha256};
+
+use super::{Annotations, Blob, Context, annotations};
+use crate::key_id::KeyId;
+use crate::seal::SealForm;
+
+const DOCUMENT: &str = include_str!("../../docs/formats.md");
+
+#[test]
+fn key_ids_are_as_written() {
+    for vector in vectors("key_id", 3) {
+        let epoch = vector.text("epoch").parse().unwrap();
+        let made = KeyId::derive(vector.text("cluster"), &vector.bytes("cka_id"), vector.text("ceremony"), epoch);
+        assert_eq!(made.as_str(), vector.text("key_id"));
+        assert_eq!(KeyId::parse(vector.text("key_id")), Some(made));
+    }
+}
+
+#[test]
+fn annotation_hashes_are_as_written() {
+    for vector in vectors("annotations", 3) {
+        assert_eq!(annotations::hash(&vector.annotations()).to_vec(), vector.bytes("hash"));
+        assert_eq!(annotations::check(&vector.annotations()), Ok(()));
+    }
+}
+
+#[test]
+fn seeds_are_sealed_as_written() {
+    for vector in vectors("seed", 4) {
+        let key_id = KeyId::parse(vector.text("key_id")).unwrap();
+        let context = Context::seed(SealForm::AES_GCM_SENT, vector.text("cluster"), &key_id, &vector.annotations());
+        let plaintext = vector.plaintext();
+        let blob = check_seal(&vector, &context, &plaintext);
+        match vector.find("blob") {
+            Some(_) => assert_eq!(blob, vector.bytes("blob")),
+            None => assert_eq!(Sha256::digest(&blob).to_vec(), vector.bytes("blob_sha256")),
+        }
+    }
+}
+
+#[test]
+fn proofs_are_sealed_as_written() {
+    for vector in vectors("proof", 1) {
+        let context = Context::proof(SealForm::AES_GCM_SENT, vector.text("ceremony"), &vector.bytes("cka_id"));
+        let challenge = vector.bytes("challenge");
+        assert_eq!(Sha256::digest(&challenge).to_vec(), vector.bytes("challenge_sha256"));
+        assert_eq!(check_seal(&vector, &context, &challenge), vector.bytes("blob"));
+    }
+}
+
+/// Seals, opens again, and refuses every single-bit change of the blob and of the context.
+fn check_seal(vector: &Vector, context: &Context, plaintext: &[u8]) -> Vec<u8> {
+    assert_eq!(context.as_bytes().to_vec(), vector.bytes("context"));
+    let iv = vector.bytes("iv");
+    let payload = Payload { msg: plaintext, aad: context.as_bytes() };
+    let ciphertext = kek().encrypt(Nonce::from_slice(&iv), payload).unwrap();
+    let blob = Blob::new(SealForm::AES_GCM_SENT, &iv, &ciphertext).unwrap().encode();
+
+    assert_eq!(open(&blob, context.as_bytes()).as_deref(), Some(plaintext));
+    for bit in 0..blob.len() * 8 {
+        let mut changed = blob.clone();
+        changed[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(open(&changed, context.as_bytes()), None);
+    }
+    for bit in 0..256 {
+        let mut changed = *context.as_bytes();
+        changed[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(open(&blob, &changed), None);
+    }
+    blob
+}
+
+fn open(blob: &[u8], context: &[u8]) -> Option<Vec<u8>> {
+    let blob = Blob::parse(blob).ok()?;
+    kek().decrypt(Nonce::from_slice(blob.iv()), Payload { msg: blob.ciphertext(), aad: context }).ok()
+}
+
+fn kek() -> Aes256Gcm {
+    Aes256Gcm::new_from_slice(&hex(blocks("kek")[0].trim())).unwrap()
+}
+
+/// The fields of one fenced block, in order.
+struct Vector(Vec<(&'static str, &'static str)>);
+
+impl Vector {
+    fn find(&self, name: &str) -> Option<&'static str> {
+        self.0.iter().find(|(found, _)| *found == name).map(|(_, value)| *value)
+    }
+
+    fn text(&self, name: &str) -> &'static str {
+        self.find(name).unwrap_or_else(|| panic!("no field {name}"))
+    }
+
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        hex(self.text(name))
+    }
+
+    fn plaintext(&self) -> Vec<u8> {
+        let Some(repeated) = self.find("plaintext_repeated") else { return self.bytes("plaintext") };
+        let (byte, count) = repeated.split_once(' ').unwrap();
+        hex(byte).repeat(count.parse().unwrap())
+    }
+
+    fn annotations(&self) -> Annotations {
+        let all = self.0.iter().filter(|(name, _)| *name == "annotation");
+        all.map(|(_, text)| {
+            let (key, value) = text.split_once(' ').unwrap_or((text, ""));
+            (key.to_owned(), hex(value).into())
+        })
+        .collect()
+    }
+}
+
+/// All vectors of a kind; the number must be known, so that none is lost unseen.
+fn vectors(kind: &str, count: usize) -> Vec<Vector> {
+    let parse = |block: &'static str| Vector(block.lines().map(|line| line.split_once(": ").unwrap()).collect());
+    let all = blocks("vector").into_iter().map(parse);
+    let found: Vec<_> = all.filter(|vector| vector.text("kind") == kind).collect();
+    assert_eq!(found.len(), count, "vectors of kind {kind}");
+    found
+}
+
+fn blocks(mark: &str) -> Vec<&'static str> {
+    let fenced = DOCUMENT.split("```").skip(1).step_by(2);
+    fenced
+        .filter_map(|block| block.split_once('\n'))
+        .filter(|(found, _)| *found == mark)
+        .map(|(_, text)| text)
+        .collect()
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    data_encoding::HEXLOWER.decode(text.as_bytes()).unwrap()
+}

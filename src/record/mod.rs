@@ -1,0 +1,318 @@
+//! The KEK record, `kek-record.json`: which key this is and what was proved about it. Public; docs/formats.md has the format.
+
+mod text;
+
+use std::path::Path;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use self::text::ProofBlob;
+pub use self::text::{CeremonyId, CkaId, Sha256Digest, UtcTime};
+use crate::attributes::Attributes;
+use crate::cluster::Cluster;
+use crate::envelope::Blob;
+use crate::strict::{self, Fault, FileError};
+
+/// What the ceremony wrote about one KEK.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct KekRecord {
+    version: u64,
+    /// Whether the KEK may protect a real cluster.
+    pub kind: Kind,
+    /// When and by what the KEK was made.
+    pub ceremony: Ceremony,
+    /// The cluster it was made for.
+    pub cluster: Cluster,
+    /// Name of the vendor profile.
+    #[serde(deserialize_with = "strict::line")]
+    pub profile: String,
+    /// The PKCS#11 module that made it.
+    pub module: Module,
+    /// The token it was made in.
+    pub token: Token,
+    /// The key itself.
+    pub kek: Kek,
+    /// Challenges that the KEK sealed on the day, at least one. Opening one proves that a key is this KEK.
+    #[serde(deserialize_with = "proofs")]
+    pub proofs: Vec<Proof>,
+    /// Deviations from the strict template that the ceremony's plan permitted, in words.
+    #[serde(deserialize_with = "lines")]
+    pub deviations: Vec<String>,
+    /// How seeds can be opened when the KEK is lost.
+    pub recovery: Recovery,
+}
+
+/// Whether the KEK may protect a real cluster.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Made before custodians and witnesses.
+    Production,
+    /// Made unattended, for trials: served only where the configuration allows it.
+    Rehearsal,
+}
+
+/// When and by what a KEK was made.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ceremony {
+    /// Random name of this ceremony, never used twice.
+    pub id: CeremonyId,
+    /// When the record was written.
+    pub time: UtcTime,
+    /// Program and version, such as `hsm-kms 0.1.0`.
+    #[serde(deserialize_with = "strict::line")]
+    pub tool: String,
+}
+
+/// The PKCS#11 module, as it said and as its file was (`C_GetInfo`).
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Module {
+    /// `libraryDescription`.
+    #[serde(deserialize_with = "strict::line_or_empty")]
+    pub library: String,
+    /// `libraryVersion`, such as `2.6`.
+    #[serde(deserialize_with = "strict::line_or_empty")]
+    pub library_version: String,
+    /// SHA-256 of the module's file.
+    pub sha256: Sha256Digest,
+}
+
+/// The token, as it said (`C_GetTokenInfo`), without the blanks at the end.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    /// `label`.
+    #[serde(deserialize_with = "strict::line")]
+    pub label: String,
+    /// `manufacturerID`.
+    #[serde(deserialize_with = "strict::line_or_empty")]
+    pub manufacturer: String,
+    /// `model`.
+    #[serde(deserialize_with = "strict::line_or_empty")]
+    pub model: String,
+    /// `serialNumber`.
+    #[serde(deserialize_with = "strict::line_or_empty")]
+    pub serial: String,
+    /// `firmwareVersion`, such as `2.6`.
+    #[serde(deserialize_with = "strict::line_or_empty")]
+    pub firmware: String,
+}
+
+/// The key.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kek {
+    /// `CKA_ID`.
+    pub id: CkaId,
+    /// `CKA_LABEL`.
+    #[serde(deserialize_with = "strict::line")]
+    pub label: String,
+    /// The attributes that were read back.
+    pub attributes: Attributes,
+}
+
+/// A random challenge that the KEK sealed at the ceremony, under `Context::proof`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Proof {
+    /// The sealed challenge.
+    blob: ProofBlob,
+    /// SHA-256 of the challenge, which itself is kept nowhere.
+    pub challenge_sha256: Sha256Digest,
+}
+
+/// How seeds can be opened when the KEK is lost.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recovery {
+    /// Not at all.
+    None,
+}
+
+impl KekRecord {
+    /// A record of the only version that there is.
+    #[allow(clippy::too_many_arguments, reason = "one argument per field of the file, each of its own type")]
+    pub fn new(
+        kind: Kind,
+        ceremony: Ceremony,
+        cluster: Cluster,
+        profile: String,
+        module: Module,
+        token: Token,
+        kek: Kek,
+        proofs: Vec<Proof>,
+        deviations: Vec<String>,
+    ) -> Self {
+        let recovery = Recovery::None;
+        Self { version: VERSION, kind, ceremony, cluster, profile, module, token, kek, proofs, deviations, recovery }
+    }
+
+    /// Reads a record strictly: unknown and duplicate keys are refused.
+    pub fn parse(bytes: &[u8]) -> Result<Self, FileError> {
+        strict::json(bytes, VERSION).map_err(|fault| FileError::new(WHAT, None, fault))
+    }
+
+    /// Reads the record in this file, at most 64 KiB.
+    pub fn read(path: &Path) -> Result<Self, FileError> {
+        let parse = |bytes: Vec<u8>| strict::json(&bytes, VERSION);
+        strict::read(path).and_then(parse).map_err(|fault| FileError::new(WHAT, Some(path), fault))
+    }
+
+    /// The file's text: the same record always gives the same bytes. A record that could not be read back is refused.
+    pub fn to_json(&self) -> Result<String, FileError> {
+        let unwritable = |problem: String| {
+            let place = strict::Place { line: 1, column: 1 };
+            FileError::new(WHAT, None, Fault::Syntax { problem, place })
+        };
+        let mut text = serde_json::to_string_pretty(self).map_err(|error| unwritable(error.to_string()))?;
+        text.push('\n');
+        if Self::parse(text.as_bytes())? == *self {
+            Ok(text)
+        } else {
+            Err(unwritable("the record does not read back as it was written".to_owned()))
+        }
+    }
+}
+
+impl Proof {
+    /// A proof of these parts.
+    pub fn new(blob: Blob<'_>, challenge_sha256: [u8; 32]) -> Self {
+        Self { blob: ProofBlob(blob.into()), challenge_sha256: Sha256Digest(challenge_sha256) }
+    }
+
+    /// The sealed challenge.
+    pub fn blob(&self) -> Blob<'_> {
+        self.blob.0.as_blob()
+    }
+}
+
+fn proofs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Proof>, D::Error> {
+    let proofs = Vec::deserialize(deserializer)?;
+    if proofs.is_empty() { Err(serde::de::Error::custom("expected at least one proof")) } else { Ok(proofs) }
+}
+
+fn lines<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    struct Line(#[serde(deserialize_with = "strict::line")] String);
+    Ok(Vec::<Line>::deserialize(deserializer)?.into_iter().map(|line| line.0).collect())
+}
+
+const VERSION: u64 = 1;
+const WHAT: &str = "KEK record";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attributes::{AttributeName, AttributeValue};
+    use crate::seal::SealForm;
+
+    fn record() -> KekRecord {
+        let blob = Blob::new(SealForm::AES_GCM_SENT, &[1; 12], &[2; 48]).unwrap();
+        KekRecord::new(
+            Kind::Rehearsal,
+            Ceremony {
+                id: CeremonyId::new([0xab; 16]),
+                time: "2026-01-31T12:00:00Z".parse().unwrap(),
+                tool: "hsm-kms 0.1.0".to_owned(),
+            },
+            "prod-eu-1".parse().unwrap(),
+            "softhsm2".to_owned(),
+            Module {
+                library: "Implementation of PKCS11".to_owned(),
+                library_version: "2.6".to_owned(),
+                sha256: Sha256Digest([3; 32]),
+            },
+            Token {
+                label: "kek".to_owned(),
+                manufacturer: "SoftHSM project".to_owned(),
+                model: "SoftHSM v2".to_owned(),
+                serial: "0f1e2d3c4b5a6978".to_owned(),
+                firmware: "2.6".to_owned(),
+            },
+            Kek {
+                id: CkaId::new(&[4; 16]).unwrap(),
+                label: "kek-1".to_owned(),
+                attributes: Attributes::from([
+                    (AttributeName::Wrap, AttributeValue::Bool(false)),
+                    (AttributeName::ValueLen, AttributeValue::Number(32)),
+                    (AttributeName::AllowedMechanisms, AttributeValue::Mechanisms(vec![0x1087])),
+                    (AttributeName::Copyable, AttributeValue::UNAVAILABLE),
+                ]),
+            },
+            vec![Proof::new(blob, [5; 32])],
+            vec!["CKA_COPYABLE is unavailable on this module".to_owned()],
+        )
+    }
+
+    fn error_after(old: &str, new: &str) -> String {
+        let text = record().to_json().unwrap();
+        assert!(text.contains(old), "{old}");
+        KekRecord::parse(text.replacen(old, new, 1).as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let text = record().to_json().unwrap();
+        let read = KekRecord::parse(text.as_bytes()).unwrap();
+        assert_eq!(read, record());
+        assert_eq!(read.to_json().unwrap(), text);
+        assert_eq!(read.proofs[0].blob().iv(), [1; 12]);
+    }
+
+    #[test]
+    fn the_form_of_the_file_is_fixed() {
+        let text = record().to_json().unwrap();
+        assert!(
+            text.starts_with("{\n  \"version\": 1,\n  \"kind\": \"rehearsal\",\n  \"ceremony\": {\n    \"id\": \"abab")
+        );
+        assert!(text.ends_with("\"recovery\": \"none\"\n}\n"));
+    }
+
+    #[test]
+    fn faults_are_named_with_field_and_line() {
+        for (old, new, error) in [
+            ("\"version\": 1", "\"version\": 2", "KEK record: version 2 is not known, this release reads version 1"),
+            ("\"kind\"", "\"kinds\"", "line 3, column 9: unknown key `kinds`"),
+            ("\"rehearsal\"", "\"rehersal\"", "`kind`: expected `production` or `rehearsal`"),
+            ("\"kind\": \"rehearsal\",", "\"version\": 1,", "line 3, column 11: duplicate key `version`"),
+            ("\"CKA_WRAP\"", "\"CKA_COPYABLE\"", "duplicate key `CKA_COPYABLE`"),
+            ("\"CKA_WRAP\"", "\"CKA_WARP\"", "unknown key `kek.attributes.CKA_WARP`"),
+            ("abab\"", "abaB\"", "`ceremony.id`: expected 32 lower-case hex digits"),
+            ("abab\"", "ab\"", "`ceremony.id`: expected 32 lower-case hex digits"),
+            ("12:00:00Z", "12:00:00+01:00", "`ceremony.time`: expected a time in UTC"),
+            ("prod-eu-1", "Prod", "`cluster`: a cluster id has"),
+            ("\"label\": \"kek\"", "\"label\": \"\"", "`token.label`: must not be empty"),
+            ("\"2.6\"", "2.6", "`module.library_version`: expected a text, found floating point"),
+            ("0404\"", "040\"", "`kek.id`: expected 1 to 64 bytes"),
+            ("aGttcw", "aGttcx", "`proofs[0].blob`: sealed blob has version 17"),
+            ("aGttcw", "?", "`proofs[0].blob`: expected base64"),
+            ("\"none\"", "\"some\"", "`recovery`: expected `none`"),
+        ] {
+            let found = error_after(old, new);
+            assert!(found.contains(error), "{found}\n{error}");
+        }
+        let mut none = record();
+        none.proofs.clear();
+        assert!(none.to_json().unwrap_err().to_string().contains("`proofs`: expected at least one proof"));
+    }
+
+    #[test]
+    fn the_documented_record_is_read_and_written() {
+        let document = include_str!("../../docs/formats.md");
+        let start = document.find("```json\n").unwrap() + "```json\n".len();
+        let text = &document[start..start + document[start..].find("```").unwrap()];
+        let record = KekRecord::parse(text.as_bytes()).unwrap();
+        assert_eq!(record.to_json().unwrap(), text);
+        assert_eq!(record.kek.id.as_bytes()[..2], [0xa0, 0xa1]);
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = KekRecord::read(Path::new("/nonexistent/kek-record.json")).unwrap_err();
+        assert!(error.to_string().starts_with("KEK record /nonexistent/kek-record.json: the file cannot be read: "));
+        assert!(!error.hint().is_empty());
+    }
+}

@@ -60,9 +60,7 @@ const ACTIVE_INDEX: u32 = 0;
 impl Keyring {
     /// A keyring with the one KEK of `record`, active. New seeds are sealed in `form`.
     pub fn new(record: &KekRecord, form: SealForm, token: Token) -> Self {
-        let cluster = record.cluster.as_str().to_owned();
-        let active = KeyId::derive(&cluster, record.kek.id.as_bytes(), record.ceremony.id.as_str(), FIRST_EPOCH);
-        Self { cluster, form, token, active }
+        Self { cluster: record.cluster.as_str().to_owned(), form, token, active: first_key_id(record) }
     }
 
     /// The key_id that Status announces.
@@ -113,20 +111,25 @@ impl UnwrapHandle<'_> {
     }
 }
 
+/// The key_id of the KEK of `record` in its first activation.
+pub fn first_key_id(record: &KekRecord) -> KeyId {
+    let ceremony = record.ceremony.id.to_string();
+    KeyId::derive(record.cluster.as_str(), record.kek.id.as_bytes(), &ceremony, FIRST_EPOCH)
+}
+
 /// What a worker must know of the KEK of `record`.
-pub fn wire_kek(record: &KekRecord) -> Result<link::Kek, BlobError> {
+pub fn wire_kek(record: &KekRecord) -> link::Kek {
     let attributes = record.kek.attributes.iter().map(|(name, value)| wire_attribute(*name, value)).collect();
     let proofs = record
         .proofs
         .iter()
         .map(|proof| {
-            let bytes = proof.blob();
-            let blob = Blob::parse(&bytes)?;
-            let context = Context::proof(blob.form(), record.ceremony.id.as_str(), record.kek.id.as_bytes());
-            Ok(link::Proof { open: Some(wire_open(&blob, &context)), digest: proof.challenge_sha256.to_vec() })
+            let blob = proof.blob();
+            let context = Context::proof(blob.form(), &record.ceremony.id.to_string(), record.kek.id.as_bytes());
+            link::Proof { open: Some(wire_open(&blob, &context)), digest: proof.challenge_sha256.0.to_vec() }
         })
-        .collect::<Result<_, BlobError>>()?;
-    Ok(link::Kek { cka_id: record.kek.id.as_bytes().to_vec(), label: record.kek.label.clone(), attributes, proofs })
+        .collect();
+    link::Kek { cka_id: record.kek.id.as_bytes().to_vec(), label: record.kek.label.clone(), attributes, proofs }
 }
 
 fn wire_open(blob: &Blob<'_>, context: &Context) -> link::Open {

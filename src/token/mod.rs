@@ -20,7 +20,7 @@ use crate::class::Class;
 use crate::secret::Plaintext;
 use crate::wire::link;
 
-pub use self::process::WorkerSpec;
+pub use self::process::{WorkerSpec, wire_pin};
 
 /// One token, reached through its worker process. Cheap to clone.
 #[derive(Clone)]

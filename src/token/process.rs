@@ -15,6 +15,7 @@ use tokio::process::{Child, Command};
 
 use super::Failure;
 use crate::class::Class;
+use crate::pin::PinSource;
 use crate::wire::{self, FrameBuffer, link};
 
 /// What a worker is started with.
@@ -98,6 +99,18 @@ impl Worker {
         let child = command.spawn()?;
         Ok(Self { child, control, sessions })
     }
+}
+
+/// The PIN source as a worker is told it.
+pub fn wire_pin(source: &PinSource) -> link::PinSource {
+    use link::pin_source::Source;
+    let source = match source {
+        PinSource::Credential(name) => Source::Credential(name.clone()),
+        PinSource::Descriptor(number) => Source::Descriptor(*number),
+        PinSource::Environment(name) => Source::Environment(name.clone()),
+        PinSource::File(path) => Source::File(path.display().to_string()),
+    };
+    link::PinSource { source: Some(source) }
 }
 
 impl Failure {

@@ -1,0 +1,172 @@
+//! `hsm-kms ceremony`: makes a KEK and its record.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::{Args, Subcommand};
+use comfy_table::{Table, presets};
+
+use super::CliError;
+use crate::attributes::AttributeName;
+use crate::ceremony::{self, CeremonyError, Outcome, Plan, Progress};
+use crate::exit::ExitCode;
+use crate::key_id::KeyId;
+
+/// Make a KEK in an HSM and write its record
+#[derive(Debug, Args)]
+pub struct CeremonyArgs {
+    #[command(subcommand)]
+    command: CeremonyCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum CeremonyCommand {
+    /// Run a plan, unattended: the record is marked as a rehearsal
+    Run {
+        /// The plan: the only input (docs/ceremony.md)
+        #[arg(long, value_name = "FILE")]
+        plan: PathBuf,
+        /// Write what was made as JSON to standard output
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(super) fn run(args: CeremonyArgs) -> Result<(), CliError> {
+    let CeremonyCommand::Run { plan, json } = args.command;
+    let plan = Plan::read(&plan).map_err(|error| CliError {
+        code: ExitCode::BadUsage,
+        what: "the ceremony plan cannot be used".to_owned(),
+        why: error.to_string(),
+        hint: error.hint(),
+    })?;
+    with_environment(&plan)?;
+    let mut steps = Steps::default();
+    let outcome = ceremony::run(&plan, &mut |progress| steps.show(progress)).map_err(|error| {
+        steps.end();
+        failed(&error)
+    })?;
+    if json { print_json(&outcome) } else { print_table(&outcome) }
+}
+
+/// Starts this program again with the plan's variables, unless they are set already: modules read their configuration from
+/// the environment, and a running process may not change its own.
+fn with_environment(plan: &Plan) -> Result<(), CliError> {
+    use std::os::unix::process::CommandExt;
+    let set = |(name, value): (&String, &String)| std::env::var_os(name).is_some_and(|found| found == value.as_str());
+    if plan.environment.iter().all(set) {
+        return Ok(());
+    }
+    let error = std::process::Command::new("/proc/self/exe")
+        .args(std::env::args_os().skip(1))
+        .envs(&plan.environment)
+        .exec();
+    Err(CliError {
+        code: ExitCode::NotReachable,
+        what: "the program cannot be started with the plan's environment".to_owned(),
+        why: error.to_string(),
+        hint: "set the variables under environment in the plan yourself".to_owned(),
+    })
+}
+
+/// One line per step, on standard error: what is being done, then what came of it.
+#[derive(Default)]
+struct Steps {
+    number: usize,
+    began: Option<Instant>,
+}
+
+impl Steps {
+    fn show(&mut self, progress: Progress<'_>) {
+        let mut out = std::io::stderr().lock();
+        // Progress is for whoever watches; nobody watching is no reason to stop.
+        let _ = match progress {
+            Progress::Begins(step) => {
+                self.number += 1;
+                self.began = Some(Instant::now());
+                write!(out, "{:>2}. {step} ... ", self.number).and_then(|()| out.flush())
+            }
+            Progress::Done(result) => {
+                let seconds = self.began.take().map_or(0.0, |began| began.elapsed().as_secs_f64());
+                writeln!(out, "{seconds:.1} s\n    {result}")
+            }
+        };
+    }
+
+    /// Ends the line of a step that failed.
+    fn end(&mut self) {
+        if self.began.take().is_some() {
+            let _ = writeln!(std::io::stderr(), "stopped");
+        }
+    }
+}
+
+fn failed(error: &CeremonyError) -> CliError {
+    let code = match error {
+        CeremonyError::Plan(_) | CeremonyError::Profile(_) | CeremonyError::Output { .. } => ExitCode::BadUsage,
+        CeremonyError::System { .. } => ExitCode::NotReachable,
+        CeremonyError::Pkcs11(error) if error.is_usage() => ExitCode::BadUsage,
+        error if error.is_out_of_reach() => ExitCode::NotReachable,
+        _ => ExitCode::DoesNotHold,
+    };
+    CliError { code, what: "the ceremony stopped; no KEK was made".to_owned(), why: error.to_string(), hint: error.hint() }
+}
+
+fn key_id(outcome: &Outcome) -> KeyId {
+    crate::keyring::first_key_id(&outcome.record)
+}
+
+fn print_json(outcome: &Outcome) -> Result<(), CliError> {
+    let key_id = key_id(outcome);
+    let refusals: Vec<_> =
+        outcome.refusals.iter().map(|refusal| serde_json::json!({"attempt": refusal.attempt, "answer": refusal.answer})).collect();
+    let json = serde_json::json!({
+        "record": outcome.path,
+        "kind": outcome.record.kind,
+        "key_id": key_id.as_str(),
+        "key_id_hash": key_id.hash(),
+        "attributes": outcome.record.kek.attributes,
+        "deviations": outcome.record.deviations,
+        "refusals": refusals,
+    });
+    print(&format!("{json:#}\n"))
+}
+
+fn print_table(outcome: &Outcome) -> Result<(), CliError> {
+    let key_id = key_id(outcome);
+    let mut attributes = Table::new();
+    attributes.load_style(presets::ASCII_MARKDOWN).set_header(["attribute", "read back"]);
+    for name in AttributeName::ALL {
+        if let Some(value) = outcome.record.kek.attributes.get(&name) {
+            attributes.add_row([name.to_string(), value.to_string()]);
+        }
+    }
+    let mut refusals = Table::new();
+    refusals.load_style(presets::ASCII_MARKDOWN).set_header(["tried", "refused by"]);
+    for refusal in &outcome.refusals {
+        refusals.add_row([refusal.attempt, &refusal.answer]);
+    }
+    let deviations = match outcome.deviations.len() {
+        0 => String::new(),
+        _ => format!("\npermitted deviations: {}\n", outcome.record.deviations.join("; ")),
+    };
+    print(&format!(
+        "\n{attributes}\n\n{refusals}\n{deviations}\n\
+         REHEARSAL: nobody witnessed this KEK; it is for trials.\n\
+         key_id   {}\n         {}\n\
+         record   {}\n",
+        key_id.as_str(),
+        key_id.hash(),
+        outcome.path.display(),
+    ))
+}
+
+fn print(text: &str) -> Result<(), CliError> {
+    std::io::stdout().write_all(text.as_bytes()).map_err(|error| CliError {
+        code: ExitCode::NotReachable,
+        what: "the result cannot be written to standard output".to_owned(),
+        why: error.to_string(),
+        hint: "the KEK and its record were made; see the record file".to_owned(),
+    })
+}

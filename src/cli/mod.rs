@@ -1,0 +1,43 @@
+//! The command line: one file per command. Uses everything; nothing uses it.
+
+mod call;
+mod ceremony;
+mod error;
+mod serve;
+mod worker;
+
+use clap::{Parser, Subcommand};
+
+pub use self::error::CliError;
+use crate::exit::ExitCode;
+
+/// Kubernetes KMS v2 plugin whose key encryption key never leaves a PKCS#11 HSM
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Call a running plugin the way the API server does
+    Call(call::CallArgs),
+    /// Make a KEK in an HSM and write its record
+    Ceremony(ceremony::CeremonyArgs),
+    /// Serve KMS v2 on a Unix socket
+    Serve(serve::ServeArgs),
+    /// The process that loads the vendor module; started by serve, never by hand
+    #[command(hide = true)]
+    Worker,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Result<ExitCode, CliError> {
+    match args.command {
+        Command::Call(args) => call::run(args).map(|()| ExitCode::Done),
+        Command::Ceremony(args) => ceremony::run(args).map(|()| ExitCode::Done),
+        Command::Serve(args) => serve::run(&args).map(|()| ExitCode::Done),
+        Command::Worker => worker::run(),
+    }
+}

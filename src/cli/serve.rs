@@ -1,0 +1,174 @@
+//! `hsm-kms serve`: the front process. Socket first, HSM second: the API server must never find the socket gone.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::transport::Server;
+
+use super::CliError;
+use crate::config::Config;
+use crate::exit::ExitCode;
+use crate::keyring::{self, Keyring};
+use crate::kms::proto::key_management_service_server::KeyManagementServiceServer;
+use crate::kms::service::{MAX_MESSAGE_BYTES, Service};
+use crate::kms::socket::{self, Listener};
+use crate::observe::log;
+use crate::record::{KekRecord, Kind};
+use crate::token::{Token, WorkerSpec};
+use crate::wire::link;
+
+/// Serve KMS v2 on a Unix socket
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Configuration file (docs/configuration.md)
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// Longest time for RPCs in flight to finish after SIGTERM.
+const DRAIN_LIMIT: Duration = Duration::from_secs(3);
+
+/// Serves until SIGTERM or SIGINT.
+pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
+    let config = Config::read(&args.config).map_err(|error| CliError {
+        code: ExitCode::BadUsage,
+        what: "the configuration cannot be used".to_owned(),
+        why: error.to_string(),
+        hint: error.hint(),
+    })?;
+    log::start(config.log.format, config.log.level);
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
+    let record = read_record(&config)?;
+    let spec = worker_spec(&config, &record);
+
+    // One thread: everything in this process waits, nothing computes; a second one would cost a wake-up per request.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system_error)?;
+    let served = runtime.block_on(serve(&config, &record, spec));
+    // The worker ends with its control socket; nothing here is worth waiting for.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(config: &Config, record: &KekRecord, spec: WorkerSpec) -> Result<(), CliError> {
+    let path = &config.socket.path;
+    let listener = Listener::bind(path, config.socket.mode).map_err(|error| CliError {
+        code: ExitCode::BadUsage,
+        what: format!("the socket {} cannot be made", path.display()),
+        why: error.to_string(),
+        hint: error.hint().to_owned(),
+    })?;
+    let token = Token::start(spec, config.limits.queue);
+    let keyring = Arc::new(Keyring::new(record, config.token.profile.seal, token.clone()));
+    tracing::info!(
+        socket = %path.display(),
+        key_id_hash = keyring.active().hash(),
+        cluster = record.cluster.as_str(),
+        "serving KMS v2"
+    );
+    let service = KeyManagementServiceServer::new(Service::new(keyring, config.limits.deadline))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let (stop, stopped) = tokio::sync::watch::channel(());
+    let mut serving = tokio::spawn({
+        let incoming = socket::incoming(&listener).map_err(system_error)?;
+        let mut stopped = stopped;
+        async move {
+            Server::builder()
+                .add_service(service)
+                .serve_with_incoming_shutdown(incoming, async move { _ = stopped.changed().await })
+                .await
+        }
+    });
+    let mut terminate = signal(SignalKind::terminate()).map_err(system_error)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system_error)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(system_error)?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => token.restart(),
+            ended = &mut serving => {
+                let why = ended.map_or_else(|error| error.to_string(), |served| format!("{served:?}"));
+                return Err(CliError {
+                    code: ExitCode::NotReachable,
+                    what: "the server ended by itself".to_owned(),
+                    why,
+                    hint: "see the log above, then start it again".to_owned(),
+                });
+            }
+        }
+    }
+    tracing::info!("stopping: no new work, finishing what runs");
+    drop(stop);
+    if tokio::time::timeout(DRAIN_LIMIT, serving).await.is_err() {
+        tracing::warn!("connections were still open after {} s", DRAIN_LIMIT.as_secs());
+    }
+    drop(listener);
+    Ok(())
+}
+
+/// The record, if this configuration may serve it.
+fn read_record(config: &Config) -> Result<KekRecord, CliError> {
+    let path = &config.kek.record;
+    let refuse = |why: String, hint: String| CliError {
+        code: ExitCode::BadUsage,
+        what: format!("the KEK record {} cannot be used", path.display()),
+        why,
+        hint,
+    };
+    let record = KekRecord::read(path).map_err(|error| refuse(error.to_string(), error.hint()))?;
+    if record.cluster != config.cluster {
+        let why = format!(
+            "it is for cluster {:?}, the configuration says {:?}",
+            record.cluster.as_str(),
+            config.cluster.as_str()
+        );
+        return Err(refuse(why, "use the record of this cluster's own ceremony".to_owned()));
+    }
+    if record.kind == Kind::Rehearsal {
+        if !config.kek.allow_rehearsal {
+            let why = "the KEK was made unattended, in a rehearsal".to_owned();
+            let hint = "hold a ceremony with witnesses, or set kek.allow_rehearsal: true on a test cluster".to_owned();
+            return Err(refuse(why, hint));
+        }
+        tracing::warn!("REHEARSAL KEK: nobody witnessed how it was made; do not protect a real cluster with it");
+    }
+    Ok(record)
+}
+
+fn worker_spec(config: &Config, record: &KekRecord) -> WorkerSpec {
+    let codes = config
+        .token
+        .profile
+        .code_overrides()
+        .into_iter()
+        .map(|entry| link::CodeOverride {
+            code: entry.code,
+            function: entry.function.unwrap_or_default(),
+            class: entry.class.number(),
+        })
+        .collect();
+    let start = link::Start {
+        module: config.token.module.display().to_string(),
+        manufacturer: config.token.profile.module.manufacturer.clone(),
+        token_label: config.token.label.clone(),
+        token_serial: record.token.serial.clone(),
+        pin: Some(crate::token::wire_pin(&config.token.pin)),
+        keks: vec![keyring::wire_kek(record)],
+        codes,
+    };
+    WorkerSpec { start, sessions: config.token.sessions, environment: config.token.environment.clone() }
+}
+
+fn system_error(error: impl std::fmt::Display) -> CliError {
+    CliError {
+        code: ExitCode::NotReachable,
+        what: "the system refused a resource".to_owned(),
+        why: error.to_string(),
+        hint: "check limits on open files and memory".to_owned(),
+    }
+}

@@ -1,0 +1,120 @@
+//! Load on one connection: N callers, each with one call in flight.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use hsm_kms::kms::client;
+use hsm_kms::kms::proto::key_management_service_client::KeyManagementServiceClient;
+use hsm_kms::kms::proto::{DecryptRequest, EncryptRequest, StatusRequest};
+use tokio::runtime::Runtime;
+use tonic::transport::Channel;
+
+use crate::process::Plugin;
+
+/// Which RPC.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Method {
+    Status,
+    Encrypt,
+    Decrypt,
+}
+
+/// What one measurement showed.
+#[derive(Clone, Copy, Debug)]
+pub struct Figures {
+    /// Median latency, seconds.
+    pub p50: f64,
+    /// 99th percentile, seconds.
+    pub p99: f64,
+    /// Calls per second.
+    pub rate: f64,
+    /// Processor seconds of the front per call.
+    pub front: f64,
+    /// Processor seconds of the worker per call.
+    pub worker: f64,
+}
+
+/// A connection and the runtime that drives it: one thread, so that the plugin keeps the other processor.
+pub struct Load {
+    runtime: Runtime,
+    client: KeyManagementServiceClient<Channel>,
+}
+
+impl Load {
+    pub fn connect(socket: &Path) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        let client = runtime.block_on(client::connect(socket, Duration::from_secs(5))).expect("connection");
+        Self { runtime, client }
+    }
+
+    /// Returns when a plugin that is just starting has answered an Encrypt.
+    pub fn first_encrypt(socket: &Path) {
+        let began = Instant::now();
+        while !socket.exists() {
+            assert!(began.elapsed() < Duration::from_secs(10), "the plugin made no socket");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        let load = Self::connect(socket);
+        load.runtime.block_on(async {
+            while load.client.clone().encrypt(encrypt_request()).await.is_err() {
+                assert!(began.elapsed() < Duration::from_secs(10), "the plugin does not serve");
+            }
+        });
+    }
+
+    pub fn run(&self, method: Method, callers: usize, span: Duration, plugin: &Plugin) -> Figures {
+        self.runtime.block_on(self.measure(method, callers, span, plugin))
+    }
+
+    async fn measure(&self, method: Method, callers: usize, span: Duration, plugin: &Plugin) -> Figures {
+        let sealed = self.client.clone().encrypt(encrypt_request()).await.expect("Encrypt").into_inner();
+        let decrypt = DecryptRequest {
+            ciphertext: sealed.ciphertext,
+            uid: UID.to_owned(),
+            key_id: sealed.key_id,
+            annotations: sealed.annotations,
+        };
+        let (front, worker) = plugin.processor_seconds();
+        let began = Instant::now();
+        let callers: Vec<_> = (0..callers)
+            .map(|_| {
+                let mut client = self.client.clone();
+                let decrypt = decrypt.clone();
+                tokio::spawn(async move {
+                    let mut times = Vec::new();
+                    while began.elapsed() < span {
+                        let start = Instant::now();
+                        match method {
+                            Method::Status => drop(client.status(StatusRequest {}).await.expect("Status")),
+                            Method::Encrypt => drop(client.encrypt(encrypt_request()).await.expect("Encrypt")),
+                            Method::Decrypt => drop(client.decrypt(decrypt.clone()).await.expect("Decrypt")),
+                        }
+                        times.push(start.elapsed().as_secs_f64());
+                    }
+                    times
+                })
+            })
+            .collect();
+        let mut times = Vec::new();
+        for caller in callers {
+            times.extend(caller.await.expect("caller"));
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        let (front_after, worker_after) = plugin.processor_seconds();
+        times.sort_unstable_by(f64::total_cmp);
+        let count = times.len() as f64;
+        Figures {
+            p50: times[times.len() / 2],
+            p99: times[times.len() * 99 / 100],
+            rate: count / seconds,
+            front: (front_after - front) / count,
+            worker: (worker_after - worker) / count,
+        }
+    }
+}
+
+const UID: &str = "11111111-2222-3333-4444-555555555555";
+
+fn encrypt_request() -> EncryptRequest {
+    EncryptRequest { plaintext: vec![7; 32].into(), uid: UID.to_owned() }
+}

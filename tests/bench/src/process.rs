@@ -1,0 +1,77 @@
+//! The plugin under measurement: started, timed to its first Encrypt, and read from /proc.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::Args;
+use crate::load::Load;
+
+/// A running plugin: the front and its worker.
+pub struct Plugin {
+    front: Child,
+    config: PathBuf,
+    /// From exec to the answer of the first Encrypt.
+    pub first_encrypt: Duration,
+}
+
+impl Plugin {
+    /// Starts the plugin with this many sessions and waits for its first Encrypt.
+    pub fn start(args: &Args, sessions: usize) -> Self {
+        let text = fs::read_to_string(&args.config).expect("configuration").replace("SESSIONS", &sessions.to_string());
+        let config = args.config.with_extension(format!("{sessions}.yaml"));
+        fs::write(&config, text).expect("configuration");
+        let began = Instant::now();
+        let front = Command::new(&args.plugin)
+            .args(["serve", "--config"])
+            .arg(&config)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("plugin");
+        Load::first_encrypt(&args.socket);
+        Self { front, config, first_encrypt: began.elapsed() }
+    }
+
+    /// Processor time of front and worker so far, in seconds.
+    pub fn processor_seconds(&self) -> (f64, f64) {
+        let seconds = |pid| {
+            fs::read_dir(format!("/proc/{pid}/task"))
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter_map(|task| fs::read_to_string(task.path().join("schedstat")).ok())
+                .filter_map(|text| text.split(' ').next().and_then(|nanos| nanos.parse::<f64>().ok()))
+                .sum::<f64>()
+                / 1e9
+        };
+        (seconds(self.front.id()), self.workers().into_iter().map(seconds).sum())
+    }
+
+    /// Resident memory of front and worker, in KiB.
+    pub fn resident_kib(&self) -> (u64, u64) {
+        let resident = |pid| {
+            fs::read_to_string(format!("/proc/{pid}/status"))
+                .ok()
+                .and_then(|text| text.lines().find_map(|line| line.strip_prefix("VmRSS:").map(str::to_owned)))
+                .and_then(|rest| rest.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()))
+                .unwrap_or(0)
+        };
+        (resident(self.front.id()), self.workers().into_iter().map(resident).sum())
+    }
+
+    fn workers(&self) -> Vec<u32> {
+        let id = self.front.id();
+        fs::read_to_string(format!("/proc/{id}/task/{id}/children"))
+            .map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect())
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").arg(self.front.id().to_string()).status();
+        let _ = self.front.wait();
+        let _ = fs::remove_file(&self.config);
+    }
+}

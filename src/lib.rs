@@ -6,7 +6,10 @@
 
 pub mod attributes;
 pub mod class;
+pub mod cli;
+pub mod etcd;
 pub mod exit;
 pub mod key_id;
+pub mod kms;
 pub mod seal;
 pub mod secret;

@@ -5,7 +5,7 @@ use thiserror::Error;
 use zeroize::Zeroize;
 
 /// The generated messages of `proto/link.proto`.
-#[allow(missing_docs, clippy::pedantic)]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::pedantic, reason = "generated")]
 pub mod link {
     tonic::include_proto!("link");
 }

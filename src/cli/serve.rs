@@ -33,7 +33,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 
 /// Serves until SIGTERM or SIGINT.
 pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
-    let config = Config::read(&args.config).map_err(|error| CliError {
+    let config = Config::load(&args.config).map_err(|error| CliError {
         code: ExitCode::BadUsage,
         what: "the configuration cannot be used".to_owned(),
         why: error.to_string(),
@@ -60,7 +60,7 @@ async fn serve(config: &Config, record: &KekRecord, spec: WorkerSpec) -> Result<
         code: ExitCode::BadUsage,
         what: format!("the socket {} cannot be made", path.display()),
         why: error.to_string(),
-        hint: error.hint().to_owned(),
+        hint: error.hint(),
     })?;
     let token = Token::start(spec, config.limits.queue);
     let keyring = Arc::new(Keyring::new(record, config.token.profile.seal, token.clone()));
@@ -74,7 +74,7 @@ async fn serve(config: &Config, record: &KekRecord, spec: WorkerSpec) -> Result<
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let (stop, stopped) = tokio::sync::watch::channel(());
     let mut serving = tokio::spawn({
-        let incoming = socket::incoming(&listener).map_err(system_error)?;
+        let incoming = socket::incoming(listener.tokio().map_err(system_error)?, socket::default_peers());
         let mut stopped = stopped;
         async move {
             Server::builder()

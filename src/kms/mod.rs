@@ -1,0 +1,12 @@
+//! The KMS v2 service on its Unix socket.
+
+pub mod client;
+pub mod service;
+pub mod socket;
+pub mod status;
+
+/// The messages, server and client of `proto/kms_v2.proto`.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::pedantic, reason = "generated")]
+pub mod proto {
+    tonic::include_proto!("v2");
+}

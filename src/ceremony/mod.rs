@@ -135,7 +135,7 @@ pub fn run(plan: &Plan, watcher: Watcher<'_>) -> Result<Outcome, CeremonyError> 
     watcher(Progress::Begins("load the module and find the token"));
     let module_path = plan.module_path()?;
     let profile = plan.profile()?;
-    let module = Module::load(&module_path, &profile.module.manufacturer, profile.code_overrides())?;
+    let module = Module::load(&module_path, &profile.module.manufacturer, profile.codes.clone())?;
     let token = module.token(&plan.token.label)?;
     let info = token.info();
     watcher(Progress::Done(&format!("{} {}, serial {}", info.manufacturer, info.model, info.serial)));
@@ -292,7 +292,7 @@ fn random_id(session: &Session) -> Result<[u8; 16], CeremonyError> {
 fn random<const N: usize>() -> Result<[u8; N], CeremonyError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes)
-        .map_err(|error| CeremonyError::System { what: "no kernel randomness", source: error.into() })?;
+        .map_err(|error| CeremonyError::System { what: "no kernel randomness", source: std::io::Error::other(error) })?;
     Ok(bytes)
 }
 

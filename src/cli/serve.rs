@@ -78,8 +78,7 @@ async fn serve(config: &Config, record: &KekRecord, spec: WorkerSpec) -> Result<
         let mut stopped = stopped;
         async move {
             Server::builder()
-                .add_service(service)
-                .serve_with_incoming_shutdown(incoming, async move { _ = stopped.changed().await })
+                .serve_with_incoming_shutdown(service, incoming, async move { _ = stopped.changed().await })
                 .await
         }
     });
@@ -144,11 +143,11 @@ fn worker_spec(config: &Config, record: &KekRecord) -> WorkerSpec {
     let codes = config
         .token
         .profile
-        .code_overrides()
-        .into_iter()
+        .codes
+        .iter()
         .map(|entry| link::CodeOverride {
             code: entry.code,
-            function: entry.function.unwrap_or_default(),
+            function: entry.function.unwrap_or_default().to_owned(),
             class: entry.class.number(),
         })
         .collect();

@@ -7,23 +7,13 @@ use cryptoki_sys as sys;
 
 use super::raw::WRONG_LENGTH;
 use crate::class::Class;
-
-/// A profile's own reading of one return code.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct CodeOverride {
-    /// `CK_RV`.
-    pub code: u64,
-    /// PKCS#11 function name (`C_...`), or `None` for any.
-    pub function: Option<String>,
-    /// What the code means.
-    pub class: Class,
-}
+use crate::profile::{CodeOverride, code_name};
 
 /// The class of `code` returned by `function`.
 pub fn classify(function: &str, code: u64, overrides: &[CodeOverride]) -> Class {
     overrides
         .iter()
-        .find(|entry| entry.code == code && entry.function.as_deref().is_none_or(|name| name == function))
+        .find(|entry| entry.code == code && entry.function.is_none_or(|name| name == function))
         .map_or_else(|| default_class(code), |entry| entry.class)
 }
 
@@ -32,7 +22,7 @@ pub fn name(code: u64) -> String {
     if code == WRONG_LENGTH {
         return "CKR_OK with a wrong length".to_owned();
     }
-    format!("{code:#010x}")
+    code_name(code).map_or_else(|| format!("{code:#010x}"), str::to_owned)
 }
 
 fn default_class(code: u64) -> Class {
@@ -91,7 +81,7 @@ mod tests {
     fn a_profile_reads_a_code_its_own_way_for_one_function_only() {
         let overrides = [CodeOverride {
             code: sys::CKR_GENERAL_ERROR,
-            function: Some("C_Decrypt".to_owned()),
+            function: Some("C_Decrypt"),
             class: Class::Data,
         }];
         assert_eq!(classify("C_Decrypt", sys::CKR_GENERAL_ERROR, &overrides), Class::Data);

@@ -11,6 +11,7 @@ use super::codes;
 use super::raw::CallFailed;
 use crate::attributes::Deviation;
 use crate::class::Class;
+use crate::profile::CodeOverride;
 
 /// A failure of the PKCS#11 layer. Texts hold names, labels and return codes, never a PIN, plaintext or key handle.
 #[derive(Debug, Error)]
@@ -24,7 +25,12 @@ pub enum Error {
         code: u64,
         /// What it means, profile overrides applied.
         class: Class,
-        /// The session was in the middle of an operation and must be closed.
+        /// Whether a file or an argument names the wrong thing, as against a token that does not answer or refuses.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Load { .. } | Self::Manufacturer { .. } | Self::Pin(_) | Self::TokenTwice { .. })
+    }
+
+    /// The session was in the middle of an operation and must be closed.
         poisoned: bool,
     },
     /// The binding could not make sense of what the module said.
@@ -121,7 +127,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn from_cryptoki(error: cryptoki::error::Error, overrides: &[codes::CodeOverride]) -> Self {
+    pub(crate) fn from_cryptoki(error: cryptoki::error::Error, overrides: &[CodeOverride]) -> Self {
         match error {
             cryptoki::error::Error::Pkcs11(rv, function) => {
                 let function = function_name(function);
@@ -133,7 +139,7 @@ impl Error {
         }
     }
 
-    pub(crate) fn from_call(failed: CallFailed, overrides: &[codes::CodeOverride]) -> Self {
+    pub(crate) fn from_call(failed: CallFailed, overrides: &[CodeOverride]) -> Self {
         Self::Call {
             function: failed.function.to_owned(),
             code: failed.code,
@@ -213,6 +219,11 @@ impl Error {
             Self::TokenSerial { .. } => "use the record made for this token, or the token of this record".to_owned(),
             Self::TokenTwice { .. } => "give each token a label of its own".to_owned(),
         }
+    }
+
+    /// Whether a file or an argument names the wrong thing, as against a token that does not answer or refuses.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Load { .. } | Self::Manufacturer { .. } | Self::Pin(_) | Self::TokenTwice { .. })
     }
 
     /// The session was in the middle of an operation and must not be used again.

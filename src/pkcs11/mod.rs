@@ -15,10 +15,10 @@ use cryptoki::session::UserType;
 use cryptoki::slot::Slot;
 use cryptoki_sys as sys;
 
-pub use self::codes::CodeOverride;
 pub use self::error::Error;
 pub use self::key::{Key, KeyTemplate};
 use self::raw::Functions;
+use crate::profile::CodeOverride;
 use crate::secret::Pin;
 
 /// A loaded and initialised module. There is one per process; it is never finalised while calls may be in flight.

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 
 pub use self::fault::{Fault, FileError, Place};
 use self::report::{Report, json_report, yaml_report};
-pub use self::value::{from_text, line, line_or_empty, number};
+pub use self::value::{AbsolutePath, EnvironmentName, from_text, line, line_or_empty, number};
 use self::walk::Walked;
 
 /// Most bytes of any such file.
@@ -244,3 +244,4 @@ mod tests {
         assert_eq!(nearest("socket", names), None);
     }
 }
+#[cfg(test)] #[test] fn zzslow(){ for (n,s) in [("[", "[".repeat(65000)),("- ", "- ".repeat(32000)),("? ", "? ".repeat(32000)),("{", "{".repeat(65000)),("[a,","[".to_owned()+&"a,".repeat(32000)),("k",(0..7000).map(|i|format!("k{i}: 1\n")).collect()),("&a", "[".to_owned()+&"&a a,".repeat(13000)),("\"", "\"".to_owned()+&"\\n".repeat(32000)), ("bomb2", "version: 1\na: &a [".to_owned()+&"x,".repeat(15000)+"]\nb: ["+&"*a,".repeat(11000)+"]\n")]{ let t=std::time::Instant::now(); let r=yaml::<serde_yaml::Value>(s.as_bytes(),1); eprintln!("{n} {:?} {:?}", t.elapsed(), r.err().map(|e|e.to_string())); } }

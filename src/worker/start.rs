@@ -13,7 +13,8 @@ use super::session::{SessionThread, prove};
 use crate::attributes::{AttributeName, AttributeValue, Attributes, deviations};
 use crate::class::Class;
 use crate::pin::PinSource;
-use crate::pkcs11::{CodeOverride, Error, Key, Module, Session};
+use crate::pkcs11::{Error, Key, Module, Session};
+use crate::profile::{self, CodeOverride};
 use crate::wire::{FrameBuffer, link};
 
 /// Most session socketpairs that one Start can carry.
@@ -146,7 +147,7 @@ fn attribute_value(value: Option<&link::expected_attribute::Value>) -> Attribute
 fn code_override(entry: &link::CodeOverride) -> CodeOverride {
     CodeOverride {
         code: entry.code,
-        function: (!entry.function.is_empty()).then(|| entry.function.clone()),
+        function: profile::function_name(&entry.function),
         class: Class::from_number(entry.class),
     }
 }

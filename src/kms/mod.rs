@@ -1,5 +1,6 @@
-//! The KMS v2 service on its Unix socket.
+//! The KMS v2 service on its Unix socket, and a client for it.
 
+pub mod client;
 pub mod socket;
 
 /// The messages, server and client of `proto/kms_v2.proto`.

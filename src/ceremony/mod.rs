@@ -16,14 +16,14 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 pub use self::negative::Refusal;
-pub use self::plan::Plan;
+pub use self::plan::{Plan, PlanError};
 use crate::attributes::{Attributes, Deviation};
 use crate::class::Class;
 use crate::envelope::{Blob, Context};
 use crate::pkcs11::{self, Key, Module, Session, Token};
-use crate::profile::{Profile, ProfileError};
 use crate::record::{Ceremony, CeremonyId, CkaId, KekRecord, Kek, Kind, Proof, UtcTime};
 use crate::record::{Module as ModuleRecord, Token as TokenRecord};
+use crate::seal::SealForm;
 use crate::strict::FileError;
 
 /// What stops a ceremony.
@@ -54,12 +54,9 @@ pub enum CeremonyError {
     /// The PKCS#11 layer failed.
     #[error(transparent)]
     Pkcs11(#[from] pkcs11::Error),
-    /// The plan cannot be used.
+    /// The record cannot be written in its own format.
     #[error(transparent)]
-    Plan(#[from] FileError),
-    /// The plan's profile cannot be used.
-    #[error(transparent)]
-    Profile(#[from] ProfileError),
+    Record(#[from] FileError),
     /// A proof blob did not behave as it must. The key was destroyed.
     #[error("the KEK failed its proof: {0}")]
     Proof(&'static str),
@@ -86,8 +83,7 @@ impl CeremonyError {
             }
             Self::Output { .. } => "name an existing directory without a kek-record.json under output in the plan".to_owned(),
             Self::Pkcs11(error) => error.hint(),
-            Self::Plan(error) => error.hint(),
-            Self::Profile(error) => error.hint(),
+            Self::Record(error) => error.hint(),
             Self::System { .. } => "mend it and run the ceremony again".to_owned(),
         }
     }
@@ -133,9 +129,8 @@ pub fn run(plan: &Plan, watcher: Watcher<'_>) -> Result<Outcome, CeremonyError> 
     let path = check_output(&plan.output)?;
 
     watcher(Progress::Begins("load the module and find the token"));
-    let module_path = plan.module_path()?;
-    let profile = plan.profile()?;
-    let module = Module::load(&module_path, &profile.module.manufacturer, profile.codes.clone())?;
+    let profile = &plan.token.profile;
+    let module = Module::load(&plan.token.module, &profile.module.manufacturer, profile.codes.clone())?;
     let token = module.token(&plan.token.label)?;
     let info = token.info();
     watcher(Progress::Done(&format!("{} {}, serial {}", info.manufacturer, info.model, info.serial)));
@@ -162,14 +157,14 @@ pub fn run(plan: &Plan, watcher: Watcher<'_>) -> Result<Outcome, CeremonyError> 
     watcher(Progress::Done("AES-256, non-extractable"));
 
     // From here on there is a key on the token: either it gets its record, or it goes.
-    let proved = prove(plan, &profile, &token, &id, &ceremony, watcher);
+    let proved = prove(plan, &token, &id, &ceremony, watcher);
     let outcome = proved.and_then(|(proofs, attributes, refusals, deviations)| {
         let record = KekRecord::new(
             Kind::Rehearsal,
             ceremony,
             plan.cluster.clone(),
             profile.name.clone(),
-            module_record(&module, &module_path)?,
+            module_record(&module, &plan.token.module)?,
             token_record(&token),
             Kek { id: cka_id(&id)?, label: plan.kek.label.clone(), attributes },
             proofs,
@@ -195,7 +190,6 @@ type Proved = (Vec<Proof>, Attributes, Vec<Refusal>, Vec<Deviation>);
 /// Everything that must be true of the KEK, seen through a new session.
 fn prove(
     plan: &Plan,
-    profile: &Profile,
     token: &Token,
     id: &[u8],
     ceremony: &Ceremony,
@@ -219,7 +213,7 @@ fn prove(
 
     watcher(Progress::Begins("seal and open proof blobs"));
     let proofs = (0..PROOFS)
-        .map(|_| proof(&session, key, profile, ceremony, id))
+        .map(|_| proof(&session, key, plan.token.profile.seal, ceremony, id))
         .collect::<Result<Vec<_>, _>>()?;
     watcher(Progress::Done(&format!("{PROOFS} proof blobs; a changed blob and a wrong context were refused")));
     Ok((proofs, attributes, refusals, permitted))
@@ -229,11 +223,10 @@ fn prove(
 fn proof(
     session: &Session,
     key: Key,
-    profile: &Profile,
+    form: SealForm,
     ceremony: &Ceremony,
     id: &[u8],
 ) -> Result<Proof, CeremonyError> {
-    let form = profile.seal;
     let context = Context::proof(form, &ceremony.id.to_string(), id);
     let challenge = random::<32>()?;
     let (iv, ciphertext) = session.seal(key, form, context.as_bytes(), &challenge)?;

@@ -1,60 +1,27 @@
 //! The plan: the one strict file that says what a ceremony makes. No secret stands in it.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer};
+use thiserror::Error;
 
-use super::CeremonyError;
 use crate::attributes::AttributeName;
 use crate::cluster::Cluster;
-use crate::pin::PinSource;
-use crate::profile::Profile;
-use crate::strict::{self, FileError};
+use crate::config::{FileToken, Token};
+use crate::profile::ProfileError;
+use crate::strict::{self, AbsolutePath, FileError};
 
-/// A ceremony's only input.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// A ceremony's only input, checked.
+#[derive(Clone, Debug)]
 pub struct Plan {
-    #[serde(rename = "version")]
-    _version: u64,
-    #[serde(rename = "kind")]
-    _kind: PlanKind,
     /// The cluster that the KEK is for.
     pub cluster: Cluster,
-    /// Name of the vendor profile, or path of a profile file.
-    #[serde(deserialize_with = "strict::line")]
-    profile: String,
-    /// The PKCS#11 module, if not the first of the profile that exists.
-    #[serde(default)]
-    module: Option<PathBuf>,
-    /// Variables that the module needs.
-    #[serde(default)]
-    pub environment: BTreeMap<String, String>,
     /// The token to make the KEK in.
-    pub token: TokenPlan,
+    pub token: Token,
     /// The KEK to make.
     pub kek: KekPlan,
     /// Directory for the record. Must exist, without a record in it.
     pub output: PathBuf,
-}
-
-/// What a ceremony is for. This release runs unattended ceremonies only, and those are rehearsals.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum PlanKind {
-    Rehearsal,
-}
-
-/// The token of a plan.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenPlan {
-    /// Its label; slot numbers are never used.
-    #[serde(deserialize_with = "strict::line")]
-    pub label: String,
-    /// Where the user PIN is.
-    pub pin: PinSource,
 }
 
 /// The KEK of a plan.
@@ -69,26 +36,64 @@ pub struct KekPlan {
     pub permit: Vec<AttributeName>,
 }
 
-impl Plan {
-    /// Reads a plan strictly: unknown and duplicate keys are refused.
-    pub fn read(path: &Path) -> Result<Self, FileError> {
-        let parse = |bytes: Vec<u8>| strict::yaml(&bytes, VERSION);
-        strict::read(path).and_then(parse).map_err(|fault| FileError::new("ceremony plan", Some(path), fault))
-    }
+/// Why there is no plan.
+#[derive(Debug, Error)]
+pub enum PlanError {
+    /// The file cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The profile that it names cannot be used.
+    #[error("{WHAT} {}: `token.profile`: {error}", path.display())]
+    Profile {
+        /// Where the plan lies.
+        path: PathBuf,
+        /// What is wrong with the profile.
+        error: ProfileError,
+    },
+}
 
-    pub(super) fn profile(&self) -> Result<Profile, CeremonyError> {
-        Ok(Profile::named_or_at(&self.profile)?)
-    }
-
-    pub(super) fn module_path(&self) -> Result<PathBuf, CeremonyError> {
-        match &self.module {
-            Some(path) => Ok(path.clone()),
-            None => Ok(self.profile()?.module_path()?),
+impl PlanError {
+    /// What to do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::File(error) => error.hint(),
+            Self::Profile { error, .. } => error.hint(),
         }
     }
 }
 
+impl Plan {
+    /// Reads a plan strictly: unknown and duplicate keys are refused.
+    pub fn load(path: &Path) -> Result<Self, PlanError> {
+        let fault = |fault| FileError::new(WHAT, Some(path), fault);
+        let file: File = strict::read(path).and_then(|bytes| strict::yaml(&bytes, VERSION)).map_err(fault)?;
+        let File { _version, kind: PlanKind::Rehearsal, cluster, token, kek, output } = file;
+        let profile = token.profile().map_err(|error| PlanError::Profile { path: path.to_owned(), error })?;
+        Ok(Self { cluster, token: token.check(profile).map_err(fault)?, kek, output: output.0 })
+    }
+}
+
 const VERSION: u64 = 1;
+const WHAT: &str = "ceremony plan";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(rename = "version")]
+    _version: u64,
+    kind: PlanKind,
+    cluster: Cluster,
+    token: FileToken,
+    kek: KekPlan,
+    output: AbsolutePath,
+}
+
+/// What a ceremony is for. This release runs unattended ceremonies only, and those are rehearsals.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum PlanKind {
+    Rehearsal,
+}
 
 fn label<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let label = strict::line(deserializer)?;

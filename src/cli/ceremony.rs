@@ -15,7 +15,7 @@ use crate::key_id::KeyId;
 
 /// Make a KEK in an HSM and write its record
 #[derive(Debug, Args)]
-pub struct CeremonyArgs {
+pub(super) struct CeremonyArgs {
     #[command(subcommand)]
     command: CeremonyCommand,
 }
@@ -35,7 +35,7 @@ enum CeremonyCommand {
 
 pub(super) fn run(args: CeremonyArgs) -> Result<(), CliError> {
     let CeremonyCommand::Run { plan, json } = args.command;
-    let plan = Plan::read(&plan).map_err(|error| CliError {
+    let plan = Plan::load(&plan).map_err(|error| CliError {
         code: ExitCode::BadUsage,
         what: "the ceremony plan cannot be used".to_owned(),
         why: error.to_string(),
@@ -55,12 +55,12 @@ pub(super) fn run(args: CeremonyArgs) -> Result<(), CliError> {
 fn with_environment(plan: &Plan) -> Result<(), CliError> {
     use std::os::unix::process::CommandExt;
     let set = |(name, value): (&String, &String)| std::env::var_os(name).is_some_and(|found| found == value.as_str());
-    if plan.environment.iter().all(set) {
+    if plan.token.environment.iter().all(set) {
         return Ok(());
     }
     let error = std::process::Command::new("/proc/self/exe")
         .args(std::env::args_os().skip(1))
-        .envs(&plan.environment)
+        .envs(&plan.token.environment)
         .exec();
     Err(CliError {
         code: ExitCode::NotReachable,
@@ -104,8 +104,8 @@ impl Steps {
 
 fn failed(error: &CeremonyError) -> CliError {
     let code = match error {
-        CeremonyError::Plan(_) | CeremonyError::Profile(_) | CeremonyError::Output { .. } => ExitCode::BadUsage,
-        CeremonyError::System { .. } => ExitCode::NotReachable,
+        CeremonyError::Output { .. } => ExitCode::BadUsage,
+        CeremonyError::Record(_) | CeremonyError::System { .. } => ExitCode::NotReachable,
         CeremonyError::Pkcs11(error) if error.is_usage() => ExitCode::BadUsage,
         error if error.is_out_of_reach() => ExitCode::NotReachable,
         _ => ExitCode::DoesNotHold,

@@ -22,7 +22,7 @@ use crate::wire::link;
 
 /// Serve KMS v2 on a Unix socket
 #[derive(Debug, Args)]
-pub struct ServeArgs {
+pub(super) struct ServeArgs {
     /// Configuration file (docs/configuration.md)
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
@@ -160,7 +160,7 @@ fn worker_spec(config: &Config, record: &KekRecord) -> WorkerSpec {
         keks: vec![keyring::wire_kek(record)],
         codes,
     };
-    WorkerSpec { start, sessions: config.token.sessions, environment: config.token.environment.clone() }
+    WorkerSpec { start, sessions: config.limits.sessions, environment: config.token.environment.clone() }
 }
 
 fn system_error(error: impl std::fmt::Display) -> CliError {

@@ -1,21 +1,21 @@
 //! The configuration of `serve`: one strict YAML file, read once. docs/configuration.md describes every key.
 
 mod file;
+mod token;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
 use thiserror::Error;
 
-use self::file::ProfileSource;
+pub use self::token::{FileToken, Token};
 use crate::cluster::Cluster;
-use crate::profile::{Profile, ProfileError};
+use crate::observe::log::{Format, Level};
+use crate::profile::ProfileError;
 use crate::strict::{self, FileError};
 
 /// Most bytes of a socket's path (`sun_path` of unix(7), without the final NUL).
@@ -47,36 +47,6 @@ pub struct Socket {
     pub mode: u32,
 }
 
-/// An HSM token and how its worker reaches it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Token {
-    /// The vendor profile.
-    pub profile: Profile,
-    /// Absolute path of the PKCS#11 module.
-    pub module: PathBuf,
-    /// The token's label, 1 to 32 bytes.
-    pub label: String,
-    /// Where the worker finds the PIN.
-    pub pin: PinSource,
-    /// PKCS#11 sessions, 1 to 64.
-    pub sessions: usize,
-    /// Variables that the worker is given.
-    pub environment: BTreeMap<String, String>,
-}
-
-/// Where the worker finds the PIN. Never the PIN itself.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum PinSource {
-    /// The systemd credential of this name.
-    Credential(String),
-    /// This inherited file descriptor, 3 to 1023.
-    Descriptor(i32),
-    /// The environment variable of this name.
-    Environment(String),
-    /// The file at this absolute path.
-    File(PathBuf),
-}
-
 /// The KEK.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Kek {
@@ -89,6 +59,8 @@ pub struct Kek {
 /// Limits of the front process.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limits {
+    /// PKCS#11 sessions, 1 to 64.
+    pub sessions: usize,
     /// Requests that may wait for a session, 1 to 4096.
     pub queue: usize,
     /// Longest time of one request, 100 to 2900 ms.
@@ -99,44 +71,9 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Log {
     /// How a line looks.
-    pub format: LogFormat,
+    pub format: Format,
     /// The least important lines that are written.
-    pub level: LogLevel,
-}
-
-/// How a log line looks.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// One JSON object per line.
-    Json,
-    /// For people.
-    Text,
-}
-
-/// The least important log lines that are written.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs, reason = "the usual five words")]
-pub enum LogLevel {
-    Debug,
-    Error,
-    Info,
-    Trace,
-    Warn,
-}
-
-impl LogLevel {
-    /// The word in the configuration file, which `tracing` knows too.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Debug => "debug",
-            Self::Error => "error",
-            Self::Info => "info",
-            Self::Trace => "trace",
-            Self::Warn => "warn",
-        }
-    }
+    pub level: Level,
 }
 
 impl Config {
@@ -167,11 +104,7 @@ impl Config {
     fn checked(bytes: &[u8], path: Option<&Path>) -> Result<Self, ConfigError> {
         let fault = |fault| FileError::new(WHAT, path, fault);
         let file: file::File = strict::yaml(bytes, file::VERSION).map_err(fault)?;
-        let profile = match &file.token.profile {
-            ProfileSource::BuiltIn(name) => Profile::by_name(name),
-            ProfileSource::File(path) => Profile::load(path),
-        };
-        let profile = profile.map_err(|error| ConfigError::Profile { path: path.map(Path::to_path_buf), error })?;
+        let profile = file.token.profile().map_err(|error| ConfigError::Profile { path: path.map(Path::to_path_buf), error })?;
         Ok(file.check(profile).map_err(fault)?)
     }
 }

@@ -2,10 +2,11 @@
 
 use std::io::IsTerminal;
 
-use tracing::Level;
+use serde::Deserialize;
 
 /// How log lines look.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
 pub enum Format {
     /// One JSON object a line.
     Json,
@@ -13,10 +14,34 @@ pub enum Format {
     Text,
 }
 
+/// The least important lines that are written.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the usual five words")]
+pub enum Level {
+    Debug,
+    Error,
+    Info,
+    Trace,
+    Warn,
+}
+
+impl From<Level> for tracing::Level {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Debug => Self::DEBUG,
+            Level::Error => Self::ERROR,
+            Level::Info => Self::INFO,
+            Level::Trace => Self::TRACE,
+            Level::Warn => Self::WARN,
+        }
+    }
+}
+
 /// Starts the log. Call once.
 pub fn start(format: Format, level: Level) {
     let to_terminal = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_target(false);
+    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::from(level)).with_target(false);
     match format {
         Format::Json => builder.json().flatten_event(true).init(),
         Format::Text => builder.with_ansi(to_terminal).init(),

@@ -25,12 +25,7 @@ pub enum Error {
         code: u64,
         /// What it means, profile overrides applied.
         class: Class,
-        /// Whether a file or an argument names the wrong thing, as against a token that does not answer or refuses.
-    pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Load { .. } | Self::Manufacturer { .. } | Self::Pin(_) | Self::TokenTwice { .. })
-    }
-
-    /// The session was in the middle of an operation and must be closed.
+        /// The session was in the middle of an operation and must be closed.
         poisoned: bool,
     },
     /// The binding could not make sense of what the module said.

@@ -1,0 +1,193 @@
+//! The `token` section, which the configuration and a ceremony's plan share: which HSM token, and how it is reached.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer};
+
+use crate::pin::PinSource;
+use crate::profile::{Profile, ProfileError};
+use crate::strict::{self, AbsolutePath, EnvironmentName, Fault};
+
+/// An HSM token and how it is reached.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Token {
+    /// The vendor profile.
+    pub profile: Profile,
+    /// Absolute path of the PKCS#11 module.
+    pub module: PathBuf,
+    /// The token's label, 1 to 32 bytes.
+    pub label: String,
+    /// Where the PIN is.
+    pub pin: PinSource,
+    /// Variables that the module needs.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// The raw form of [`Token`].
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileToken {
+    #[serde(deserialize_with = "strict::from_text")]
+    profile: ProfileSource,
+    module: Option<AbsolutePath>,
+    #[serde(deserialize_with = "strict::from_text")]
+    label: TokenLabel,
+    pin: FilePin,
+    #[serde(default)]
+    environment: BTreeMap<EnvironmentName, EnvironmentValue>,
+}
+
+/// Where the profile of a token comes from.
+enum ProfileSource {
+    BuiltIn(String),
+    File(PathBuf),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FilePin {
+    file: Option<AbsolutePath>,
+    environment: Option<EnvironmentName>,
+    credential: Option<CredentialName>,
+    descriptor: Option<Descriptor>,
+}
+
+impl FileToken {
+    /// The profile that the section names.
+    pub fn profile(&self) -> Result<Profile, ProfileError> {
+        match &self.profile {
+            ProfileSource::BuiltIn(name) => Profile::by_name(name),
+            ProfileSource::File(path) => Profile::load(path),
+        }
+    }
+
+    /// The checked section, given the profile that it names. Without a module path, the first of the profile's that exists.
+    pub fn check(self, profile: Profile) -> Result<Token, Fault> {
+        let Self { profile: _, module, label, pin, environment } = self;
+        let pin = pin.check()?;
+        let environment: BTreeMap<_, _> = environment.into_iter().map(|(name, value)| (name.0, value.0)).collect();
+        if let PinSource::Environment(name) = &pin
+            && environment.contains_key(name)
+        {
+            return Err(Fault::Rule {
+                field: "token.environment",
+                problem: format!("{name} holds the PIN, and a PIN must not stand in this file"),
+                hint: format!("remove {name} here and set it where hsm-kms is started, or use `pin: {{ file: ... }}`"),
+            });
+        }
+        Ok(Token {
+            module: module.map_or_else(|| installed_module(&profile), |path| Ok(path.0))?,
+            profile,
+            label: label.0,
+            pin,
+            environment,
+        })
+    }
+}
+
+impl FilePin {
+    fn check(self) -> Result<PinSource, Fault> {
+        let Self { file, environment, credential, descriptor } = self;
+        let fault = |problem: &str| Fault::Rule {
+            field: "token.pin",
+            problem: problem.to_owned(),
+            hint: "keep exactly one of file, environment, credential, descriptor".to_owned(),
+        };
+        let mut sources = [
+            file.map(|path| PinSource::File(path.0)),
+            environment.map(|name| PinSource::Environment(name.0)),
+            credential.map(|name| PinSource::Credential(name.0)),
+            descriptor.map(|number| PinSource::Descriptor(number.0)),
+        ]
+        .into_iter()
+        .flatten();
+        match (sources.next(), sources.next()) {
+            (Some(source), None) => Ok(source),
+            (None, _) => Err(fault("the PIN has no source")),
+            (Some(_), Some(_)) => Err(fault("the PIN has more than one source")),
+        }
+    }
+}
+
+/// The first of the profile's paths where there is a file.
+fn installed_module(profile: &Profile) -> Result<PathBuf, Fault> {
+    let paths = &profile.module.paths;
+    paths.iter().find(|path| path.is_file()).cloned().ok_or_else(|| {
+        let tried: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+        Fault::Rule {
+            field: "token.module",
+            problem: format!("no module of profile {} is installed", profile.name),
+            hint: format!("install it or name its path; tried: {}", tried.join(", ")),
+        }
+    })
+}
+
+impl FromStr for ProfileSource {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.contains('/') {
+            text.parse::<AbsolutePath>().map(|path| Self::File(path.0))
+        } else {
+            Ok(Self::BuiltIn(text.to_owned()))
+        }
+    }
+}
+
+struct TokenLabel(String);
+
+impl FromStr for TokenLabel {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let plain = !text.chars().any(char::is_control) && !text.ends_with(' ');
+        let fits = plain && (1..=32).contains(&text.len());
+        fits.then(|| Self(text.to_owned())).ok_or("expected a token label of 1 to 32 bytes, without blanks at the end")
+    }
+}
+
+struct CredentialName(String);
+
+impl FromStr for CredentialName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let letters = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'));
+        let fits = letters && (1..=255).contains(&text.len()) && text != "." && text != "..";
+        fits.then(|| Self(text.to_owned())).ok_or("expected the name of a systemd credential, not a path")
+    }
+}
+
+impl<'de> Deserialize<'de> for CredentialName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        strict::from_text(deserializer)
+    }
+}
+
+struct EnvironmentValue(String);
+
+impl FromStr for EnvironmentValue {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let fits = text.len() <= 4095 && !text.chars().any(char::is_control);
+        fits.then(|| Self(text.to_owned())).ok_or("expected at most 4095 bytes on one line, no control characters")
+    }
+}
+
+impl<'de> Deserialize<'de> for EnvironmentValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        strict::from_text(deserializer)
+    }
+}
+
+struct Descriptor(i32);
+
+impl<'de> Deserialize<'de> for Descriptor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = strict::number::<3, 1023, D>(deserializer)?;
+        Ok(Self(i32::try_from(number).unwrap_or(i32::MAX)))
+    }
+}

@@ -205,6 +205,8 @@ const WHAT: &str = "KEK record";
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::attributes::{AttributeName, AttributeValue};
     use crate::seal::SealForm;
@@ -307,6 +309,18 @@ mod tests {
         let record = KekRecord::parse(text.as_bytes()).unwrap();
         assert_eq!(record.to_json().unwrap(), text);
         assert_eq!(record.kek.id.as_bytes()[..2], [0xa0, 0xa1]);
+    }
+
+    proptest! {
+        #[test]
+        fn a_changed_byte_never_reads_as_the_same_record(place in 0_usize..2000, bit in 0..8) {
+            let mut text = record().to_json().unwrap().into_bytes();
+            let place = place % text.len();
+            text[place] ^= 1_u8 << bit;
+            if let Ok(read) = KekRecord::parse(&text) {
+                prop_assert!(read != record() || text[place].is_ascii_whitespace());
+            }
+        }
     }
 
     #[test]

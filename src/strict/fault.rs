@@ -68,6 +68,16 @@ pub enum Fault {
         /// The operating system's reason.
         error: std::io::Error,
     },
+    /// Values that are good alone do not go together.
+    #[error("`{field}`: {problem}")]
+    Rule {
+        /// The field with the names of its mappings.
+        field: &'static str,
+        /// The rule that is broken.
+        problem: String,
+        /// What to do about it.
+        hint: String,
+    },
     /// It has more than one YAML document.
     #[error("the file has more than one YAML document")]
     SeveralDocuments,
@@ -145,6 +155,7 @@ impl Fault {
             Self::MissingKey { .. } => "add the key".to_owned(),
             Self::NotText { .. } => "save it as UTF-8".to_owned(),
             Self::Read { .. } => "check the path and the permissions of the file and its directories".to_owned(),
+            Self::Rule { hint, .. } => hint.clone(),
             Self::SeveralDocuments => "keep one document: remove the line `---` or `...` and what follows".to_owned(),
             Self::Syntax { .. } => "correct the line, or the one before it".to_owned(),
             Self::Tab { .. } => "replace each tab by spaces".to_owned(),

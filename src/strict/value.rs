@@ -1,16 +1,20 @@
 //! Checked values, for `deserialize_with`: an error that arises while a value is read carries its place.
 
 use std::fmt;
+use std::marker::PhantomData;
+use std::path::PathBuf;
+use std::str::FromStr;
 
+use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
 /// Reads a text value by its `FromStr`: for `deserialize_with`, and for `Deserialize` of checked texts.
 pub fn from_text<'de, D: Deserializer<'de>, T>(deserializer: D) -> Result<T, D::Error>
 where
-    T: std::str::FromStr<Err: fmt::Display>,
+    T: FromStr<Err: fmt::Display>,
 {
-    struct Text<T>(std::marker::PhantomData<T>);
-    impl<T: std::str::FromStr<Err: fmt::Display>> Visitor<'_> for Text<T> {
+    struct Text<T>(PhantomData<T>);
+    impl<T: FromStr<Err: fmt::Display>> Visitor<'_> for Text<T> {
         type Value = T;
         fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
             formatter.write_str("a text")
@@ -19,7 +23,7 @@ where
             text.parse().map_err(E::custom)
         }
     }
-    deserializer.deserialize_str(Text(std::marker::PhantomData))
+    deserializer.deserialize_str(Text(PhantomData))
 }
 
 /// Reads a whole number in a range: for `deserialize_with`.
@@ -48,9 +52,50 @@ pub fn line_or_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Strin
     from_text::<D, LineOrEmpty>(deserializer).map(|line| line.0)
 }
 
+/// An absolute path on one line, at most 4095 bytes, without `.` and `..`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AbsolutePath(pub PathBuf);
+
+impl FromStr for AbsolutePath {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let plain = !text.chars().any(char::is_control) && text.len() <= 4095;
+        let direct = text.split('/').all(|part| part != "." && part != "..");
+        let absolute = text.starts_with('/') && !text.ends_with('/');
+        let path = (plain && direct && absolute).then(|| Self(PathBuf::from(text)));
+        path.ok_or("expected an absolute path to a file, without `.` and `..`")
+    }
+}
+
+/// The name of an environment variable: letters, digits and underscores, no digit first.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct EnvironmentName(pub String);
+
+impl FromStr for EnvironmentName {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let word = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        let fits = word && (1..=255).contains(&text.len()) && !text.starts_with(|first: char| first.is_ascii_digit());
+        let name = fits.then(|| Self(text.to_owned()));
+        name.ok_or("expected the name of an environment variable: letters, digits and `_`, no digit first")
+    }
+}
+
+impl<'de> Deserialize<'de> for AbsolutePath {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        from_text(deserializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for EnvironmentName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        from_text(deserializer)
+    }
+}
+
 struct LineOrEmpty(String);
 
-impl std::str::FromStr for LineOrEmpty {
+impl FromStr for LineOrEmpty {
     type Err = &'static str;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let printable = text.len() <= 255 && !text.chars().any(char::is_control);
@@ -60,7 +105,7 @@ impl std::str::FromStr for LineOrEmpty {
 
 struct Line(String);
 
-impl std::str::FromStr for Line {
+impl FromStr for Line {
     type Err = &'static str;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let line: LineOrEmpty = text.parse()?;

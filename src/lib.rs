@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod envelope;
 pub mod exit;
 pub mod key_id;
+pub mod profile;
 pub mod record;
 pub mod seal;
 pub mod secret;

@@ -7,6 +7,7 @@
 pub mod attributes;
 pub mod class;
 pub mod cluster;
+pub mod config;
 pub mod envelope;
 pub mod exit;
 pub mod key_id;

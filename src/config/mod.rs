@@ -1,0 +1,205 @@
+//! The configuration of `serve`: one strict YAML file, read once. docs/configuration.md describes every key.
+
+mod file;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use thiserror::Error;
+
+use self::file::ProfileSource;
+use crate::cluster::Cluster;
+use crate::profile::{Profile, ProfileError};
+use crate::strict::{self, FileError};
+
+/// Most bytes of a socket's path (`sun_path` of unix(7), without the final NUL).
+pub const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// A checked configuration.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Config {
+    /// The cluster whose seeds are sealed.
+    pub cluster: Cluster,
+    /// The socket that the API server calls.
+    pub socket: Socket,
+    /// The HSM token that holds the KEK.
+    pub token: Token,
+    /// The KEK.
+    pub kek: Kek,
+    /// Limits of the front process.
+    pub limits: Limits,
+    /// The log, on standard error.
+    pub log: Log,
+}
+
+/// The socket that the API server calls.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Socket {
+    /// Absolute, at most [`MAX_SOCKET_PATH_BYTES`].
+    pub path: PathBuf,
+    /// File mode: `0o600` or `0o660`.
+    pub mode: u32,
+}
+
+/// An HSM token and how its worker reaches it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Token {
+    /// The vendor profile.
+    pub profile: Profile,
+    /// Absolute path of the PKCS#11 module.
+    pub module: PathBuf,
+    /// The token's label, 1 to 32 bytes.
+    pub label: String,
+    /// Where the worker finds the PIN.
+    pub pin: PinSource,
+    /// PKCS#11 sessions, 1 to 64.
+    pub sessions: usize,
+    /// Variables that the worker is given.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// Where the worker finds the PIN. Never the PIN itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum PinSource {
+    /// The systemd credential of this name.
+    Credential(String),
+    /// This inherited file descriptor, 3 to 1023.
+    Descriptor(i32),
+    /// The environment variable of this name.
+    Environment(String),
+    /// The file at this absolute path.
+    File(PathBuf),
+}
+
+/// The KEK.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Kek {
+    /// Absolute path of its record.
+    pub record: PathBuf,
+    /// Whether a KEK made unattended is served.
+    pub allow_rehearsal: bool,
+}
+
+/// Limits of the front process.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limits {
+    /// Requests that may wait for a session, 1 to 4096.
+    pub queue: usize,
+    /// Longest time of one request, 100 to 2900 ms.
+    pub deadline: Duration,
+}
+
+/// The log.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Log {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// The least important lines that are written.
+    pub level: LogLevel,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object per line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// The least important log lines that are written.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the usual five words")]
+pub enum LogLevel {
+    Debug,
+    Error,
+    Info,
+    Trace,
+    Warn,
+}
+
+impl LogLevel {
+    /// The word in the configuration file, which `tracing` knows too.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Error => "error",
+            Self::Info => "info",
+            Self::Trace => "trace",
+            Self::Warn => "warn",
+        }
+    }
+}
+
+impl Config {
+    /// Reads the configuration file, the profile that it names, and where the module is installed.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let bytes = strict::read(path).map_err(|fault| FileError::new(WHAT, Some(path), fault))?;
+        Self::checked(&bytes, Some(path))
+    }
+
+    /// As [`Config::load`], for bytes that are not from a file.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
+        Self::checked(bytes, None)
+    }
+
+    /// What works, but not everywhere: one sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let name = self.socket.path.file_name().unwrap_or(OsStr::new(""));
+        let mut warnings = Vec::new();
+        if !name.as_bytes().contains(&b'@') {
+            warnings.push(format!(
+                "`socket.path`: the file name {} has no '@', so Kubernetes 1.29 to 1.31 cannot reach it; use a name such as hsm@kms.sock",
+                name.display()
+            ));
+        }
+        warnings
+    }
+
+    fn checked(bytes: &[u8], path: Option<&Path>) -> Result<Self, ConfigError> {
+        let fault = |fault| FileError::new(WHAT, path, fault);
+        let file: file::File = strict::yaml(bytes, file::VERSION).map_err(fault)?;
+        let profile = match &file.token.profile {
+            ProfileSource::BuiltIn(name) => Profile::by_name(name),
+            ProfileSource::File(path) => Profile::load(path),
+        };
+        let profile = profile.map_err(|error| ConfigError::Profile { path: path.map(Path::to_path_buf), error })?;
+        Ok(file.check(profile).map_err(fault)?)
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The profile that it names cannot be used.
+    #[error("{WHAT}{}: `token.profile`: {error}", path.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default())]
+    Profile {
+        /// Where the configuration lies, if it was read from a file.
+        path: Option<PathBuf>,
+        /// What is wrong with the profile.
+        error: ProfileError,
+    },
+}
+
+impl ConfigError {
+    /// What to do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::File(error) => error.hint(),
+            Self::Profile { error, .. } => error.hint(),
+        }
+    }
+}
+
+const WHAT: &str = "configuration";

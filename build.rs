@@ -9,7 +9,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo:rerun-if-changed={}", file.display());
     }
     let descriptors = protox::compile(files, ["proto"])?;
-    tonic_prost_build::configure().build_client(true).build_transport(false).bytes(".v2")
-        .bytes(".etcd").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .build_client(true)
+        .build_transport(false)
+        .bytes(".v2")
+        .bytes(".etcd")
+        .compile_fds(descriptors)?;
     Ok(())
 }

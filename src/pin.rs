@@ -89,9 +89,8 @@ impl PinSource {
             }
             Self::Descriptor(number) => read_file(&Path::new("/proc/self/fd").join(number.to_string()), None),
             Self::Environment(name) => {
-                let value = Zeroizing::new(
-                    std::env::var(name).map_err(|_| PinError::NotInEnvironment { name: name.clone() })?,
-                );
+                let value =
+                    Zeroizing::new(std::env::var(name).map_err(|_| PinError::NotInEnvironment { name: name.clone() })?);
                 checked(&value, format!("environment variable {name}"))
             }
             Self::File(path) => read_file(path, Some(0o077)),

@@ -9,7 +9,8 @@ use crate::pkcs11::{Error, Key, KeyTemplate, Session};
 /// Generates the KEK. A token that refuses the optional attributes is asked again without them; what it then made is judged
 /// by reading back, not by the code it refused with.
 pub(super) fn generate(session: &Session, label: &str, id: &[u8]) -> Result<Key, Error> {
-    let template = |not_copyable, only_gcm| KeyTemplate { id: id.to_vec(), label: label.to_owned(), not_copyable, only_gcm };
+    let template =
+        |not_copyable, only_gcm| KeyTemplate { id: id.to_vec(), label: label.to_owned(), not_copyable, only_gcm };
     let mut refused = None;
     for (not_copyable, only_gcm) in [(true, true), (false, true), (true, false), (false, false)] {
         match session.generate(&template(not_copyable, only_gcm)) {

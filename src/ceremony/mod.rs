@@ -21,7 +21,7 @@ use crate::attributes::{Attributes, Deviation};
 use crate::class::Class;
 use crate::envelope::{Blob, Context};
 use crate::pkcs11::{self, Key, Module, Session, Token};
-use crate::record::{Ceremony, CeremonyId, CkaId, KekRecord, Kek, Kind, Proof, UtcTime};
+use crate::record::{Ceremony, CeremonyId, CkaId, Kek, KekRecord, Kind, Proof, UtcTime};
 use crate::record::{Module as ModuleRecord, Token as TokenRecord};
 use crate::seal::SealForm;
 use crate::strict::FileError;
@@ -75,13 +75,18 @@ impl CeremonyError {
     pub fn hint(&self) -> String {
         match self {
             Self::Deviates(_) => {
-                "if the plan's owner accepts it, name the attribute under kek.permit in the plan; the key was destroyed".to_owned()
+                "if the plan's owner accepts it, name the attribute under kek.permit in the plan; the key was destroyed"
+                    .to_owned()
             }
-            Self::LabelTaken { .. } => "choose a new kek.label in the plan; a ceremony never touches an existing object".to_owned(),
+            Self::LabelTaken { .. } => {
+                "choose a new kek.label in the plan; a ceremony never touches an existing object".to_owned()
+            }
             Self::NotRefused(_) | Self::Proof(_) => {
                 "do not use this token for a KEK; the key was destroyed; tell the vendor".to_owned()
             }
-            Self::Output { .. } => "name an existing directory without a kek-record.json under output in the plan".to_owned(),
+            Self::Output { .. } => {
+                "name an existing directory without a kek-record.json under output in the plan".to_owned()
+            }
             Self::Pkcs11(error) => error.hint(),
             Self::Record(error) => error.hint(),
             Self::System { .. } => "mend it and run the ceremony again".to_owned(),
@@ -205,7 +210,11 @@ fn prove(
     if !refused.is_empty() {
         return Err(CeremonyError::Deviates(refused));
     }
-    watcher(Progress::Done(&format!("{} attributes as they must be, {} permitted deviations", attributes.len() - permitted.len(), permitted.len())));
+    watcher(Progress::Done(&format!(
+        "{} attributes as they must be, {} permitted deviations",
+        attributes.len() - permitted.len(),
+        permitted.len()
+    )));
 
     watcher(Progress::Begins("try what the token must refuse"));
     let refusals = negative::run(&session, key)?;
@@ -220,13 +229,7 @@ fn prove(
 }
 
 /// Seals a random challenge, opens it again, and checks that nothing but the very same thing opens.
-fn proof(
-    session: &Session,
-    key: Key,
-    form: SealForm,
-    ceremony: &Ceremony,
-    id: &[u8],
-) -> Result<Proof, CeremonyError> {
+fn proof(session: &Session, key: Key, form: SealForm, ceremony: &Ceremony, id: &[u8]) -> Result<Proof, CeremonyError> {
     let context = Context::proof(form, &ceremony.id.to_string(), id);
     let challenge = random::<32>()?;
     let (iv, ciphertext) = session.seal(key, form, context.as_bytes(), &challenge)?;
@@ -284,8 +287,10 @@ fn random_id(session: &Session) -> Result<[u8; 16], CeremonyError> {
 
 fn random<const N: usize>() -> Result<[u8; N], CeremonyError> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| CeremonyError::System { what: "no kernel randomness", source: std::io::Error::other(error) })?;
+    getrandom::fill(&mut bytes).map_err(|error| CeremonyError::System {
+        what: "no kernel randomness",
+        source: std::io::Error::other(error),
+    })?;
     Ok(bytes)
 }
 

@@ -110,7 +110,12 @@ fn failed(error: &CeremonyError) -> CliError {
         error if error.is_out_of_reach() => ExitCode::NotReachable,
         _ => ExitCode::DoesNotHold,
     };
-    CliError { code, what: "the ceremony stopped; no KEK was made".to_owned(), why: error.to_string(), hint: error.hint() }
+    CliError {
+        code,
+        what: "the ceremony stopped; no KEK was made".to_owned(),
+        why: error.to_string(),
+        hint: error.hint(),
+    }
 }
 
 fn key_id(outcome: &Outcome) -> KeyId {
@@ -119,8 +124,11 @@ fn key_id(outcome: &Outcome) -> KeyId {
 
 fn print_json(outcome: &Outcome) -> Result<(), CliError> {
     let key_id = key_id(outcome);
-    let refusals: Vec<_> =
-        outcome.refusals.iter().map(|refusal| serde_json::json!({"attempt": refusal.attempt, "answer": refusal.answer})).collect();
+    let refusals: Vec<_> = outcome
+        .refusals
+        .iter()
+        .map(|refusal| serde_json::json!({"attempt": refusal.attempt, "answer": refusal.answer}))
+        .collect();
     let json = serde_json::json!({
         "record": outcome.path,
         "kind": outcome.record.kind,

@@ -1,9 +1,9 @@
 //! The configuration of `serve`: one strict YAML file, read once. docs/configuration.md describes every key.
 
 mod file;
-mod token;
 #[cfg(test)]
 mod tests;
+mod token;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -104,7 +104,8 @@ impl Config {
     fn checked(bytes: &[u8], path: Option<&Path>) -> Result<Self, ConfigError> {
         let fault = |fault| FileError::new(WHAT, path, fault);
         let file: file::File = strict::yaml(bytes, file::VERSION).map_err(fault)?;
-        let profile = file.token.profile().map_err(|error| ConfigError::Profile { path: path.map(Path::to_path_buf), error })?;
+        let profile =
+            file.token.profile().map_err(|error| ConfigError::Profile { path: path.map(Path::to_path_buf), error })?;
         Ok(file.check(profile).map_err(fault)?)
     }
 }

@@ -6,6 +6,8 @@ use proptest::prelude::*;
 use serde_yaml::Value;
 
 use super::*;
+use crate::pin::PinSource;
+use crate::profile::Profile;
 
 const EXAMPLE: &str = include_str!("../../docs/examples/config.yaml");
 const DOCUMENT: &str = include_str!("../../docs/configuration.md");
@@ -36,9 +38,8 @@ fn the_example_is_read() {
     assert_eq!(config.socket, Socket { path: "/run/hsm-kms/hsm@kms.sock".into(), mode: 0o600 });
     assert_eq!(config.token.profile, Profile::by_name("softhsm2").unwrap());
     assert_eq!(config.token.pin, PinSource::File("/etc/hsm-kms/pin".into()));
-    assert_eq!(config.limits.sessions, 4);
     assert_eq!(config.token.environment["SOFTHSM2_CONF"], "/etc/hsm-kms/softhsm2.conf");
-    assert_eq!(config.limits, Limits { queue: 256, deadline: Duration::from_millis(2500) });
+    assert_eq!(config.limits, Limits { queue: 256, sessions: 4, deadline: Duration::from_millis(2500) });
     assert_eq!(config.log, Log { format: Format::Text, level: Level::Info });
     assert_eq!(config.warnings(), [""; 0]);
 }
@@ -89,7 +90,11 @@ fn faults_are_named_with_field_and_line() {
             "SOFTHSM2-CONF: ",
             "`token.environment.SOFTHSM2-CONF`: expected the name of an environment variable",
         ),
-        ("sessions: 4", "sessions: four", "line 12, column 13: `limits.sessions`: expected a whole number from 1 to 64"),
+        (
+            "sessions: 4",
+            "sessions: four",
+            "line 17, column 13: `limits.sessions`: expected a whole number from 1 to 64",
+        ),
         ("sessions: 4", "sessions: -4", "`limits.sessions`: expected a whole number from 1 to 64, found integer"),
         ("allow_rehearsal: false", "allow_rehearsal: no", "`kek.allow_rehearsal`: expected a boolean, found string"),
         ("format: text", "format: xml", "`log.format`: expected `json` or `text`"),
@@ -109,7 +114,7 @@ fn faults_are_named_with_field_and_line() {
 fn hints_name_the_nearest_key() {
     assert_eq!(error_after("sessions:", "session:").hint(), "did you mean `sessions`?");
     assert_eq!(error_after("profile: softhsm2", "profile: softhsm").hint(), "did you mean `softhsm2`?");
-    assert_eq!(error_after("queue:", "backlog:").hint(), "allowed here: queue, deadline_ms");
+    assert_eq!(error_after("queue:", "backlog:").hint(), "allowed here: queue, sessions, deadline_ms");
 }
 
 #[test]

@@ -90,8 +90,7 @@ impl WrapHandle<'_> {
         let Keyring { cluster, form, token, active } = self.keyring;
         let annotations = Annotations::new();
         let context = Context::seed(*form, cluster, active, &annotations);
-        let sealed =
-            token.seal(ACTIVE_INDEX, wire_form(*form), context.as_bytes(), plaintext, deadline).await?;
+        let sealed = token.seal(ACTIVE_INDEX, wire_form(*form), context.as_bytes(), plaintext, deadline).await?;
         let ciphertext = Blob::new(*form, &sealed.iv, &sealed.ciphertext)?.encode();
         Ok(SealedSeed { ciphertext, key_id: active.clone(), annotations })
     }

@@ -9,9 +9,7 @@ use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status};
 
 use super::proto::key_management_service_server::KeyManagementService;
-use super::proto::{
-    DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
-};
+use super::proto::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
 use super::status;
 use crate::class::Class;
 use crate::envelope::{MAX_PLAINTEXT_BYTES, annotations};
@@ -84,9 +82,10 @@ impl KeyManagementService for Service {
         let DecryptRequest { ciphertext, uid, key_id, annotations } = request.into_inner();
         let outcome = async {
             let known = KeyId::parse(&key_id);
-            let handle = known.as_ref().and_then(|known| self.keyring.unwrap(known)).ok_or_else(|| {
-                Status::not_found("this plugin has no KEK with that key_id")
-            })?;
+            let handle = known
+                .as_ref()
+                .and_then(|known| self.keyring.unwrap(known))
+                .ok_or_else(|| Status::not_found("this plugin has no KEK with that key_id"))?;
             annotations::check(&annotations).map_err(|error| Status::invalid_argument(error.to_string()))?;
             handle.open(&ciphertext, &annotations, deadline).await.map_err(|error| to_status(&error))
         }

@@ -41,7 +41,10 @@ impl From<Level> for tracing::Level {
 /// Starts the log. Call once.
 pub fn start(format: Format, level: Level) {
     let to_terminal = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::from(level)).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::from(level))
+        .with_target(false);
     match format {
         Format::Json => builder.json().flatten_event(true).init(),
         Format::Text => builder.with_ansi(to_terminal).init(),

@@ -79,11 +79,8 @@ mod tests {
 
     #[test]
     fn a_profile_reads_a_code_its_own_way_for_one_function_only() {
-        let overrides = [CodeOverride {
-            code: sys::CKR_GENERAL_ERROR,
-            function: Some("C_Decrypt"),
-            class: Class::Data,
-        }];
+        let overrides =
+            [CodeOverride { code: sys::CKR_GENERAL_ERROR, function: Some("C_Decrypt"), class: Class::Data }];
         assert_eq!(classify("C_Decrypt", sys::CKR_GENERAL_ERROR, &overrides), Class::Data);
         assert_eq!(classify("C_Encrypt", sys::CKR_GENERAL_ERROR, &overrides), Class::Gone);
     }

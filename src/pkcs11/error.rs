@@ -201,11 +201,14 @@ impl Error {
             }
             Self::KekTwice { .. } => "find out which one the record means before anything is deleted".to_owned(),
             Self::KekWeak { .. } => "do not use this key; hold a new ceremony".to_owned(),
-            Self::Load { .. } => "check token.module in the configuration: the vendor's PKCS#11 library, for this CPU".to_owned(),
+            Self::Load { .. } => {
+                "check token.module in the configuration: the vendor's PKCS#11 library, for this CPU".to_owned()
+            }
             Self::Manufacturer { .. } => "set token.profile or token.module so that both name one vendor".to_owned(),
             Self::Pin(error) => error.hint().to_owned(),
             Self::PinAtRisk { .. } => {
-                "have the security officer reset the user PIN, put the right one into the PIN source, then send SIGHUP".to_owned()
+                "have the security officer reset the user PIN, put the right one into the PIN source, then send SIGHUP"
+                    .to_owned()
             }
             Self::SplitState => "p11-kit's client module does this; name the vendor's module itself".to_owned(),
             Self::TokenAbsent { .. } => {

@@ -82,7 +82,13 @@ impl Session {
     /// Seals `plaintext`, bound to `context` (passed as AAD). Returns the IV and the ciphertext with its tag.
     ///
     /// Two PKCS#11 calls. The IV is 96 random bits from the kernel (NIST SP 800-38D, section 8.2.2).
-    pub fn seal(&self, key: Key, form: SealForm, context: &[u8], plaintext: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Error> {
+    pub fn seal(
+        &self,
+        key: Key,
+        form: SealForm,
+        context: &[u8],
+        plaintext: &[u8],
+    ) -> Result<(Vec<u8>, Vec<u8>), Error> {
         let mut iv = vec![0; usize::from(form.iv_length)];
         getrandom::fill(&mut iv).map_err(|error| Error::Unreadable(format!("no kernel randomness: {error}")))?;
         let gcm = Gcm { iv: &iv, aad: context };
@@ -136,9 +142,7 @@ impl Session {
 
     /// Tries to set one boolean attribute of the key. `Ok(())`: the token let it happen.
     pub fn set_flag(&self, key: Key, name: AttributeName, value: bool) -> Result<(), Error> {
-        self.session
-            .update_attributes(key.handle, &[flag(name, value)?])
-            .map_err(|error| self.module.error(error))
+        self.session.update_attributes(key.handle, &[flag(name, value)?]).map_err(|error| self.module.error(error))
     }
 
     /// Tries to copy the key with one boolean attribute changed, as a session object. `Ok(())`: the token let it happen;

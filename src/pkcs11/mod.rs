@@ -158,7 +158,8 @@ impl Token {
 
     /// Opens a read-write session: some modules refuse private token objects to read-only ones.
     pub fn open_session(&self) -> Result<Session, Error> {
-        let session = self.module.inner.cryptoki.open_rw_session(self.slot).map_err(|error| self.module.error(error))?;
+        let session =
+            self.module.inner.cryptoki.open_rw_session(self.slot).map_err(|error| self.module.error(error))?;
         self.module.inner.functions.knows_session(session.handle()).map_err(|_| Error::SplitState)?;
         Ok(Session { module: self.module.clone(), session })
     }
@@ -167,8 +168,13 @@ impl Token {
     ///
     /// Reads the token's PIN flags first, and tries nothing on a locked PIN or on the last attempt.
     pub fn login(&self, pin: &Pin) -> Result<Session, Error> {
-        let flags =
-            self.module.inner.functions.token_info(self.slot.id()).map_err(|failed| self.module.call_error(failed))?.flags;
+        let flags = self
+            .module
+            .inner
+            .functions
+            .token_info(self.slot.id())
+            .map_err(|failed| self.module.call_error(failed))?
+            .flags;
         for (mask, flag) in
             [(sys::CKF_USER_PIN_LOCKED, "CKF_USER_PIN_LOCKED"), (sys::CKF_USER_PIN_FINAL_TRY, "CKF_USER_PIN_FINAL_TRY")]
         {

@@ -6,8 +6,9 @@ package main
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"os"
-	"sort"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,11 +37,7 @@ var scenarios = map[string]scenario{
 }
 
 func main() {
-	names := make([]string, 0, len(scenarios))
-	for name := range scenarios {
-		names = append(names, name)
-	}
-	sort.Strings(names)
+	names := slices.Sorted(maps.Keys(scenarios))
 	usage := "usage: apiserver-stack " + strings.Join(names, "|") + " --socket PATH [flags]; -h after the scenario shows its flags"
 	if len(os.Args) < 2 {
 		report.Usage("%s", usage)

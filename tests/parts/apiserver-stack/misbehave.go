@@ -7,10 +7,11 @@ import (
 	"crypto/rand"
 	"flag"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/signal"
-	"sort"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -50,11 +51,7 @@ var misbehaviours = map[string]plugin{
 const gone = "gone"
 
 func misbehave(flags *flag.FlagSet, settings *settings) func(*report.Report) {
-	names := []string{gone}
-	for name := range misbehaviours {
-		names = append(names, name)
-	}
-	sort.Strings(names)
+	names := append(slices.Sorted(maps.Keys(misbehaviours)), gone)
 	mode := flags.String("mode", "", "`what` it does: "+strings.Join(names, ", "))
 	return func(r *report.Report) {
 		plugin, known := misbehaviours[*mode]

@@ -2,7 +2,8 @@ package main
 
 import (
 	"flag"
-	"sort"
+	"maps"
+	"slices"
 	"strings"
 
 	"hsm-kms-parts/report"
@@ -15,7 +16,7 @@ var refusals = map[string][]string{
 	"unhealthy":     {"got unexpected healthz status: "},
 	"encrypt-error": {"failed to rotate DEK", "failed to encrypt DEK, error: "},
 	"annotation":    {"failed to rotate DEK", "failed to validate annotations: "},
-	"gone":          {"failed to perform status section of the healthz check"},
+	"gone":          {"code = DeadlineExceeded", "connection error"},
 	"version":       {"expected KMSv2 API version v2, got "},
 }
 
@@ -54,10 +55,5 @@ func refuse(flags *flag.FlagSet, settings *settings) func(*report.Report) {
 }
 
 func caseNames() []string {
-	var names []string
-	for name := range refusals {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	return names
+	return slices.Sorted(maps.Keys(refusals))
 }

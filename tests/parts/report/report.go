@@ -5,8 +5,10 @@ package report
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -90,20 +92,26 @@ func ErrorText(err error) string {
 	return err.Error()
 }
 
+// write puts the step first in its line and leaves an empty error out.
 func (r *Report) write(step string, fields Fields) {
-	// encoding/json sorts map keys; the step belongs first in the line.
-	rest, err := json.Marshal(fields)
-	if err != nil {
-		rest, _ = json.Marshal(Fields{"error": err.Error()})
-	}
-	name, _ := json.Marshal(step)
-	line := fmt.Sprintf(`{"step":%s`, name)
-	if inner := strings.TrimPrefix(string(rest), "{"); fields != nil && inner != "}" {
-		line += "," + inner
-	} else {
-		line += "}"
+	line := `{"step":` + encode(step)
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		if name == "error" && fields[name] == "" {
+			continue
+		}
+		line += "," + encode(name) + ":" + encode(fields[name])
 	}
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
-	fmt.Println(line)
+	fmt.Println(line + "}")
+}
+
+func encode(value any) string {
+	var text strings.Builder
+	encoder := json.NewEncoder(&text)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(value); err != nil {
+		return encode(err.Error())
+	}
+	return strings.TrimSuffix(text.String(), "\n")
 }

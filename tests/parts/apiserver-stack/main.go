@@ -5,7 +5,6 @@ package main
 
 import (
 	"flag"
-	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -80,8 +79,4 @@ func end(r *report.Report) {
 
 func seconds(since time.Time) float64 {
 	return time.Since(since).Round(time.Millisecond).Seconds()
-}
-
-func wrong(what string, got, want any) error {
-	return fmt.Errorf("%s is %v instead of %v", what, got, want)
 }

@@ -86,17 +86,13 @@ func restart(flags *flag.FlagSet, settings *settings) func(*report.Report) {
 // statusWithin sends Status over the stack's own connection until an answer
 // says ok. The stack's health would not do: it keeps a good verdict for 20 s.
 func statusWithin(s *stack, limit time.Duration) error {
-	end := time.Now().Add(limit)
-	for {
+	return within(limit, 100*time.Millisecond, func() error {
 		answer, err := s.service.Status(context.Background())
 		if err == nil && answer.Healthz != "ok" {
-			err = wrong("healthz", answer.Healthz, "ok")
+			err = fmt.Errorf("healthz is %q", answer.Healthz)
 		}
-		if err == nil || time.Now().After(end) {
-			return err
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
+		return err
+	})
 }
 
 func exists(path string) bool {

@@ -88,16 +88,24 @@ func (s *stack) health() error {
 	return nil
 }
 
-// healthWithin asks about once a second, as impatient probes would, until the
-// verdict is good.
+// healthWithin asks about once a second, as impatient probes would.
 func (s *stack) healthWithin(limit time.Duration) error {
-	end := time.Now().Add(limit)
+	return within(limit, time.Second, s.health)
+}
+
+// within repeats the attempt until it succeeds. A success after the limit is none.
+func within(limit, pause time.Duration, attempt func() error) error {
+	start := time.Now()
 	for {
-		err := s.health()
-		if err == nil || time.Now().After(end) {
+		err := attempt()
+		late := time.Since(start) > limit
+		switch {
+		case late && err == nil:
+			return fmt.Errorf("only after %v s", seconds(start))
+		case late || err == nil:
 			return err
 		}
-		time.Sleep(time.Second)
+		time.Sleep(pause)
 	}
 }
 

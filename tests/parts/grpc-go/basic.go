@@ -48,7 +48,7 @@ func basic(_ *flag.FlagSet, settings *settings) func(*report.Report) {
 		r.Check("one-byte-plaintext", err == nil && bytes.Equal(plaintext, []byte{7}), report.Fields{"error": report.ErrorText(err)})
 
 		checkRefusals(r, client, sealed)
-		checkEachByteFlipped(r, client, sealed)
+		checkEachBitFlipped(r, client, sealed)
 
 		plaintext, err = client.decrypt(openRequest(sealed))
 		r.Check("decrypt-after-refusals", err == nil && bytes.Equal(plaintext, seed), report.Fields{"error": report.ErrorText(err)})
@@ -150,16 +150,17 @@ func checkRefusals(r *report.Report, client client, sealed *kmsapi.EncryptRespon
 	}
 }
 
-// checkEachByteFlipped flips one bit in every byte of the ciphertext in turn.
-func checkEachByteFlipped(r *report.Report, client client, sealed *kmsapi.EncryptResponse) {
-	for place := range sealed.Ciphertext {
+// checkEachBitFlipped flips every bit of the ciphertext in turn.
+func checkEachBitFlipped(r *report.Report, client client, sealed *kmsapi.EncryptResponse) {
+	bits := 8 * len(sealed.Ciphertext)
+	for bit := range bits {
 		request := openRequest(sealed)
-		request.Ciphertext[place] ^= 1 << (place % 8)
+		request.Ciphertext[bit/8] ^= 1 << (bit % 8)
 		_, err := client.decrypt(request)
 		if code := status.Code(err); code != codes.InvalidArgument {
-			r.Check("flipped-bit-refused", false, report.Fields{"byte": place, "code": code.String(), "error": report.ErrorText(err)})
+			r.Check("flipped-bit-refused", false, report.Fields{"bit": bit, "code": code.String(), "error": report.ErrorText(err)})
 			return
 		}
 	}
-	r.Check("flipped-bit-refused", true, report.Fields{"bytes": len(sealed.Ciphertext)})
+	r.Check("flipped-bit-refused", true, report.Fields{"bits": bits})
 }

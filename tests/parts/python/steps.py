@@ -18,7 +18,9 @@ def check(step, ok, **fields):
 
 
 def note(step, **fields):
-    """Prints one step that cannot fail."""
+    """Prints one step that cannot fail. An error of None is left out."""
+    if fields.get("error", "") is None:
+        del fields["error"]
     print(json.dumps({"step": step, **fields}, separators=(",", ":")), flush=True)
 
 

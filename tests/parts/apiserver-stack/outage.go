@@ -76,6 +76,8 @@ func restart(flags *flag.FlagSet, settings *settings) func(*report.Report) {
 		plaintext, _, err := running.decrypt(foreign.key(), foreignValue)
 		right := err == nil && bytes.Equal(plaintext, foreign.plaintext())
 		r.Check("decrypt-on-old-connection", right, report.Fields{"seconds": seconds(start), "error": report.ErrorText(err)})
+		// This may be a verdict from before, since a good one is kept for 20 s;
+		// the Status above and the fresh stack below are the proof.
 		err = running.healthWithin(duration(*wait))
 		r.Check("health-of-old-stack", err == nil, report.Fields{"seconds": seconds(start), "error": report.ErrorText(err)})
 		checkFreshStack(r, *settings, stored)

@@ -1,0 +1,347 @@
+//! What the tests stand on: a token with a PIN, a KEK made in it, a running plugin, and commands with input and output.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use hsm_kms::kms::client::{self, Client};
+use hsm_kms::kms::proto::StatusRequest;
+use rustix::process::{Pid, Signal};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Label of every test token and of every KEK that [`run_ceremony`] makes.
+pub const LABEL: &str = "kek";
+/// The cluster of every test.
+pub const CLUSTER: &str = "test";
+
+/// An initialised token with label [`LABEL`], in a folder of its own that goes with it.
+pub struct TestToken {
+    directory: TempDir,
+    /// Path of the PKCS#11 module.
+    pub module: PathBuf,
+    /// Name of the vendor profile.
+    pub profile: &'static str,
+    /// What the module needs to find the token.
+    pub environment: BTreeMap<String, String>,
+    /// File with the user PIN, mode 0600.
+    pub pin: PathBuf,
+}
+
+impl TestToken {
+    /// Makes a token of the module under test.
+    pub fn new() -> Self {
+        match env::var("HSM_KMS_TEST_MODULE").as_deref() {
+            Err(env::VarError::NotPresent) | Ok("softhsm2") => Self::softhsm2(),
+            Ok("kryoptic") => Self::kryoptic(),
+            other => panic!("HSM_KMS_TEST_MODULE is {other:?}, not softhsm2 or kryoptic"),
+        }
+    }
+
+    /// The folder with all that belongs to the token, for further files of the test.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The section `token` of plans and configurations.
+    pub fn section(&self) -> Value {
+        json!({
+            "profile": self.profile,
+            "module": self.module,
+            "label": LABEL,
+            "pin": {"file": self.pin},
+            "environment": self.environment,
+        })
+    }
+
+    fn softhsm2() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let home = directory.path().join("softhsm2");
+        let mut setup = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/softhsm2-setup"));
+        succeed(setup.arg("--dir").arg(&home).args(["--label", LABEL]));
+        Self {
+            module: PathBuf::from("/usr/lib/softhsm/libsofthsm2.so"),
+            profile: "softhsm2",
+            environment: [("SOFTHSM2_CONF".to_owned(), text(&home.join("softhsm2.conf")))].into(),
+            pin: home.join("pin"),
+            directory,
+        }
+    }
+
+    fn kryoptic() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let module = kryoptic_module();
+        let configuration = directory.path().join("kryoptic.conf");
+        let database = directory.path().join("kryoptic.sql");
+        let slot = format!("[[slots]]\nslot = 1\ndbtype = \"sqlite\"\ndbargs = \"{}\"\n", database.display());
+        fs::write(&configuration, slot).unwrap();
+        let pin = directory.path().join("pin");
+        write_secret(&pin, USER_PIN);
+        let tool = |arguments: &[&str]| {
+            let mut tool = Command::new("pkcs11-tool");
+            tool.env("KRYOPTIC_CONF", &configuration).arg("--module").arg(&module).args(["--slot", "1"]);
+            succeed(tool.args(["--so-pin", SO_PIN]).args(arguments));
+        };
+        tool(&["--init-token", "--label", LABEL]);
+        tool(&["--login", "--login-type", "so", "--init-pin", "--pin", USER_PIN]);
+        let environment = [("KRYOPTIC_CONF".to_owned(), text(&configuration))].into();
+        Self { directory, module, profile: "kryoptic", environment, pin }
+    }
+}
+
+// Not secret: they open a token that lives as long as one test.
+const SO_PIN: &str = "87654321";
+const USER_PIN: &str = "12345678";
+
+fn kryoptic_module() -> PathBuf {
+    let in_parts = || Some(PathBuf::from(env::var_os("HSM_KMS_TEST_PARTS")?).join("libkryoptic_pkcs11.so"));
+    let module = env::var_os("HSM_KMS_TEST_KRYOPTIC").map(PathBuf::from).or_else(in_parts);
+    let module = module.expect("HSM_KMS_TEST_KRYOPTIC or HSM_KMS_TEST_PARTS says where Kryoptic is");
+    assert!(module.is_file(), "there is no Kryoptic at {}", module.display());
+    module
+}
+
+/// Makes a KEK with label [`LABEL`] in the token, by `hsm-kms ceremony run`; returns the path of its record in `directory`.
+pub fn run_ceremony(token: &TestToken, directory: &Path) -> PathBuf {
+    let plan = json!({
+        "version": 1,
+        "kind": "rehearsal",
+        "cluster": CLUSTER,
+        "token": token.section(),
+        "kek": {"label": LABEL},
+        "output": directory,
+    });
+    let path = directory.join("plan.yaml");
+    write_yaml(&path, &plan);
+    let output = run(&["ceremony", "run", "--plan", &text(&path)], b"");
+    assert!(output.status.success(), "the ceremony failed: {}", String::from_utf8_lossy(&output.stderr));
+    let record = directory.join("kek-record.json");
+    assert!(record.is_file(), "the ceremony wrote no record");
+    record
+}
+
+/// A configuration of `hsm-kms serve`. A test changes `value` before the plugin starts: `config.value["kek"]["record"] = ...`.
+pub struct Config {
+    path: PathBuf,
+    /// The content of the file.
+    pub value: Value,
+}
+
+impl Config {
+    /// A configuration `name`.yaml that serves this record from this token, on a socket beside the token.
+    pub fn new(token: &TestToken, record: &Path, name: &str) -> Self {
+        let value = json!({
+            "version": 1,
+            "cluster": CLUSTER,
+            "socket": {"path": token.directory().join(format!("{name}@kms.sock"))},
+            "token": token.section(),
+            "kek": {"record": record, "allow_rehearsal": true},
+        });
+        Self { path: token.directory().join(format!("{name}.yaml")), value }
+    }
+
+    /// Writes the file and returns its path.
+    pub fn write(&self) -> &Path {
+        write_yaml(&self.path, &self.value);
+        &self.path
+    }
+
+    /// The socket's path.
+    pub fn socket(&self) -> PathBuf {
+        PathBuf::from(self.value["socket"]["path"].as_str().unwrap())
+    }
+}
+
+/// A running `hsm-kms serve`. Killed when it goes; its log is printed if the test failed.
+pub struct Plugin {
+    child: Child,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+impl Plugin {
+    /// Starts the plugin and waits until its socket accepts. The HSM may not be there yet: see [`Plugin::healthy`].
+    pub fn start(config: &Config) -> Self {
+        let log = config.path.with_extension("log");
+        let file = File::options().create(true).append(true).open(&log).unwrap();
+        let child = program()
+            .args(["serve", "--config"])
+            .arg(config.write())
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        let mut plugin = Self { child, socket: config.socket(), log };
+        wait_for("the socket", || {
+            if let Some(status) = plugin.child.try_wait().unwrap() {
+                panic!("the plugin ended with {status}");
+            }
+            UnixStream::connect(&plugin.socket).ok()
+        });
+        plugin
+    }
+
+    /// Waits until Status says `ok`.
+    pub async fn healthy(self) -> Self {
+        let mut client = self.client().await;
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            match client.status(StatusRequest {}).await {
+                Ok(answer) if answer.get_ref().healthz == "ok" => return self,
+                answer => assert!(Instant::now() < deadline, "the plugin is not healthy: {answer:?}"),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// A client on a connection of its own.
+    pub async fn client(&self) -> Client {
+        client::connect(&self.socket, LIMIT).await.unwrap()
+    }
+
+    /// Process id of the front process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// The path of the socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Everything it wrote so far, of all its runs with this configuration.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Asks it to stop (SIGTERM) and waits for its end, while this runtime's clients can close their connections.
+    pub async fn stop(&mut self) -> ExitStatus {
+        rustix::process::kill_process(self.pid(), Signal::TERM).unwrap();
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the plugin does not stop");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Kills it (SIGKILL), as a crash does.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            let log = fs::read_to_string(&self.log).unwrap_or_default();
+            eprintln!("log of the plugin on {}:\n{log}", self.socket.display());
+        }
+    }
+}
+
+/// Runs `hsm-kms` with these arguments and this standard input.
+pub fn run(arguments: &[&str], input: &[u8]) -> Output {
+    let mut child =
+        program().args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    thread::scope(|scope| {
+        // A command that refuses early reads no input: a broken pipe is its right.
+        scope.spawn(move || drop(stdin.write_all(input)));
+        child.wait_with_output().unwrap()
+    })
+}
+
+/// Polls until there is a value; panics after [`LIMIT`].
+pub fn wait_for<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if let Some(value) = poll() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited {LIMIT:?} for {what}");
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Longest wait for anything; passed only when something is broken.
+const LIMIT: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// The program under test, without the module's variables: it must take them from its own files.
+fn program() -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_hsm-kms"));
+    program.env_remove("SOFTHSM2_CONF").env_remove("KRYOPTIC_CONF");
+    program
+}
+
+fn succeed(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    assert!(output.status.success(), "{command:?}: {}\n{stdout}\n{stderr}", output.status);
+}
+
+/// JSON is YAML.
+fn write_yaml(path: &Path, value: &Value) {
+    fs::write(path, format!("{value:#}\n")).unwrap();
+}
+
+fn write_secret(path: &Path, secret: &str) {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).unwrap();
+    file.write_all(secret.as_bytes()).unwrap();
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_token_is_the_tests_own() {
+    let token = TestToken::new();
+    assert_eq!(fs::metadata(&token.pin).unwrap().permissions().mode() & 0o7777, 0o600);
+    for path in token.environment.values() {
+        assert!(Path::new(path).starts_with(token.directory()));
+    }
+    let pin = fs::read_to_string(&token.pin).unwrap();
+    let mut tool = Command::new("pkcs11-tool");
+    tool.envs(&token.environment).arg("--module").arg(&token.module).args(["--token-label", LABEL]);
+    succeed(tool.args(["--login", "--pin", &pin, "--list-objects"]));
+}
+
+#[tokio::test]
+async fn a_plugin_starts_answers_and_stops() {
+    let token = TestToken::new();
+    let record = run_ceremony(&token, token.directory());
+    let config = Config::new(&token, &record, "plugin");
+    let mut plugin = Plugin::start(&config).healthy().await;
+
+    let socket = text(plugin.socket());
+    let sealed = run(&["call", "encrypt", "--socket", &socket], b"0123456789abcdef0123456789abcdef");
+    assert!(sealed.status.success(), "{sealed:?}");
+    let opened = run(&["call", "decrypt", "--socket", &socket], &sealed.stdout);
+    assert!(opened.status.success(), "{opened:?}");
+    assert_eq!(opened.stdout, b"0123456789abcdef0123456789abcdef");
+    assert!(!plugin.log().is_empty());
+
+    assert_eq!(plugin.stop().await.code(), Some(0));
+    assert!(!config.socket().exists());
+    let mut plugin = Plugin::start(&config);
+    plugin.kill();
+    assert!(config.socket().exists());
+    let plugin = Plugin::start(&config).healthy().await;
+    let opened = run(&["call", "decrypt", "--socket", &text(plugin.socket())], &sealed.stdout);
+    assert_eq!(opened.stdout, b"0123456789abcdef0123456789abcdef");
+}

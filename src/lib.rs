@@ -11,6 +11,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod envelope;
+pub mod etcd;
 pub mod exit;
 pub mod key_id;
 pub mod keyring;

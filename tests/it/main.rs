@@ -10,4 +10,5 @@
 )]
 #![allow(unreachable_pub, reason = "what the tests share is public to them")]
 
+mod emulator;
 mod harness;

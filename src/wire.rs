@@ -48,7 +48,7 @@ impl FrameBuffer {
     }
 
     /// The next whole message, or `None` until more bytes are there.
-    pub fn next<M: Message + Default>(&mut self) -> Result<Option<M>, FrameError> {
+    pub fn take<M: Message + Default>(&mut self) -> Result<Option<M>, FrameError> {
         let rest = self.bytes.get(self.taken..).unwrap_or_default();
         let mut cursor = rest;
         let length = match prost::decode_length_delimiter(&mut cursor) {
@@ -105,7 +105,7 @@ mod tests {
             let mut found = Vec::new();
             for chunk in bytes.chunks(piece) {
                 frames.push(chunk);
-                while let Some(message) = frames.next::<Reply>().unwrap() {
+                while let Some(message) = frames.take::<Reply>().unwrap() {
                     found.push(message);
                 }
             }
@@ -118,6 +118,6 @@ mod tests {
     fn a_frame_that_is_too_long_is_refused_before_it_is_read() {
         let mut frames = FrameBuffer::default();
         frames.push(&[0xff, 0xff, 0xff, 0x7f]);
-        assert!(matches!(frames.next::<Reply>(), Err(FrameError::TooLong(_))));
+        assert!(matches!(frames.take::<Reply>(), Err(FrameError::TooLong(_))));
     }
 }

@@ -59,7 +59,7 @@ fn strict() -> Attributes {
         .collect()
 }
 
-/// Modules refuse an unknown attribute with a code of their choice; NSS says CKR_GENERAL_ERROR.
+/// Modules refuse an unknown attribute with a code of their choice; NSS says `CKR_GENERAL_ERROR`.
 fn may_be_the_template(error: &Error) -> bool {
     matches!(error, Error::Call { code, class, .. } if matches!(
         *code,

@@ -67,7 +67,7 @@ impl KeyManagementService for Service {
             let plaintext = Plaintext::new(plaintext.to_vec());
             self.keyring.wrap().seal(&plaintext, deadline).await.map_err(|error| to_status(&error))
         };
-        record("Encrypt", &uid, key_id.hash(), began, outcome.as_ref().err());
+        record("Encrypt", &uid, &key_id.hash(), began, outcome.as_ref().err());
         let sealed = outcome?;
         Ok(Response::new(EncryptResponse {
             ciphertext: sealed.ciphertext.into(),
@@ -90,7 +90,7 @@ impl KeyManagementService for Service {
             handle.open(&ciphertext, &annotations, deadline).await.map_err(|error| to_status(&error))
         }
         .await;
-        record("Decrypt", &uid, key_id::hash(&key_id), began, outcome.as_ref().err());
+        record("Decrypt", &uid, &key_id::hash(&key_id), began, outcome.as_ref().err());
         let plaintext = outcome?;
         Ok(Response::new(DecryptResponse { plaintext: plaintext.expose().to_vec().into() }))
     }
@@ -117,7 +117,7 @@ fn to_status(error: &OpenError) -> Status {
     }
 }
 
-fn record(method: &'static str, uid: &str, key_id_hash: String, began: Instant, refused: Option<&Status>) {
+fn record(method: &'static str, uid: &str, key_id_hash: &str, began: Instant, refused: Option<&Status>) {
     // The uid comes from outside; Debug escapes it, and no real one is longer than a UUID.
     let uid = uid.get(..64).unwrap_or(uid);
     let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -160,8 +160,8 @@ mod tests {
             request.metadata_mut().insert("grpc-timeout", text.parse().unwrap());
             grpc_timeout(&request)
         };
-        assert_eq!(read("2H"), Some(Duration::from_secs(7200)));
-        assert_eq!(read("3M"), Some(Duration::from_secs(180)));
+        assert_eq!(read("2H"), Some(Duration::from_hours(2)));
+        assert_eq!(read("3M"), Some(Duration::from_mins(3)));
         assert_eq!(read("3S"), Some(Duration::from_secs(3)));
         assert_eq!(read("2999m"), Some(Duration::from_millis(2999)));
         assert_eq!(read("5u"), Some(Duration::from_micros(5)));

@@ -76,7 +76,7 @@ pub enum Error {
     Manufacturer {
         /// As in the profile.
         expected: String,
-        /// C_GetInfo manufacturerID.
+        /// `manufacturerID` of `C_GetInfo`.
         found: String,
     },
     /// The PIN source could not be used. Nothing was sent to the token.

@@ -131,7 +131,7 @@ impl Lane {
 
     fn deliver(&self, frames: &mut FrameBuffer) -> std::io::Result<()> {
         let invalid = |error| std::io::Error::new(ErrorKind::InvalidData, error);
-        while let Some(reply) = frames.next::<link::Reply>().map_err(invalid)? {
+        while let Some(reply) = frames.take::<link::Reply>().map_err(invalid)? {
             let mut queue = self.queue();
             let waiting = queue.waiting.pop_front();
             queue.progress = Some(Instant::now());
@@ -171,7 +171,7 @@ fn write(stream: &UnixStream, outgoing: &mut Vec<u8>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The instant as CLOCK_MONOTONIC nanoseconds, which the worker shares.
+/// The instant as `CLOCK_MONOTONIC` nanoseconds, which the worker shares.
 fn monotonic(instant: Instant) -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let now = Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0));

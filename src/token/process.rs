@@ -150,7 +150,7 @@ async fn started(control: &mut UnixStream) -> Result<link::TokenInfo, Failure> {
             return Err(lost("the worker ended before it served: the vendor module may have crashed"));
         }
         frames.push(bytes.get(..count).unwrap_or_default());
-        let started = frames.next::<link::Started>().map_err(|error| lost(&error.to_string()))?;
+        let started = frames.take::<link::Started>().map_err(|error| lost(&error.to_string()))?;
         match started.and_then(|started| started.outcome) {
             Some(link::started::Outcome::Token(token)) => return Ok(token),
             Some(link::started::Outcome::Failure(failure)) => return Err(failure.into()),

@@ -23,10 +23,10 @@ pub fn run() -> Result<ExitCode, std::io::Error> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let mut control = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let (request, streams) = start::receive(&control)?;
-    let outcome = match start::start(&request, streams) {
-        Ok((token, threads)) => {
-            tell(&mut control, link::started::Outcome::Token(token))?;
-            threads
+    let serving = match start::start(&request, streams) {
+        Ok(serving) => {
+            tell(&mut control, link::started::Outcome::Token(serving.token.clone()))?;
+            serving
         }
         Err(error) => {
             tell(&mut control, link::started::Outcome::Failure(session::failure(&error)))?;
@@ -36,7 +36,7 @@ pub fn run() -> Result<ExitCode, std::io::Error> {
     // Nothing more comes down the control socketpair; its end is the sign to stop. No C_Finalize: calls may be in flight,
     // and most modules crash on that. The process ends, and with it the login.
     let _ = control.read(&mut [0; 1]);
-    drop(outcome);
+    drop(serving);
     Ok(ExitCode::Done)
 }
 

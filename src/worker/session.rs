@@ -55,7 +55,7 @@ impl SessionThread {
             frames.push(bytes.get(..count).unwrap_or_default());
             let mut held_since = now();
             loop {
-                let Ok(request) = frames.next::<link::Request>() else { return };
+                let Ok(request) = frames.take::<link::Request>() else { return };
                 let Some(request) = request else { break };
                 let reply = self.answer(request);
                 let broken = matches!(&reply.outcome, Some(link::reply::Outcome::Failure(failure))
@@ -212,7 +212,7 @@ fn wipe(reply: link::Reply) {
     }
 }
 
-/// CLOCK_MONOTONIC, which front and worker share.
+/// `CLOCK_MONOTONIC`, which front and worker share.
 fn now() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))

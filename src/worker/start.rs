@@ -49,19 +49,22 @@ pub(super) fn receive(control: &UnixStream) -> Result<(link::Start, Vec<UnixStre
         }
         frames.push(bytes.get(..received).unwrap_or_default());
         let malformed = |error| IoError::new(ErrorKind::InvalidData, error);
-        if let Some(start) = frames.next::<link::Start>().map_err(malformed)? {
+        if let Some(start) = frames.take::<link::Start>().map_err(malformed)? {
             return Ok((start, streams));
         }
     }
 }
 
+/// What serves, and must be kept until the worker ends.
+pub(super) struct Serving {
+    pub(super) token: link::TokenInfo,
+    /// The login lasts as long as the session that logged in.
+    _login: Session,
+    _threads: Vec<JoinHandle<()>>,
+}
+
 /// Does everything that must hold before the first request, then starts one thread per session socket.
-///
-/// The session that logged in is among what is returned: the login lasts as long as it.
-pub(super) fn start(
-    request: &link::Start,
-    streams: Vec<UnixStream>,
-) -> Result<(link::TokenInfo, (Session, Vec<JoinHandle<()>>)), Error> {
+pub(super) fn start(request: &link::Start, streams: Vec<UnixStream>) -> Result<Serving, Error> {
     let codes = request.codes.iter().map(code_override).collect();
     let module = Module::load(&PathBuf::from(&request.module), &request.manufacturer, codes)?;
     let token = module.token(&request.token_label)?;
@@ -96,7 +99,7 @@ pub(super) fn start(
         .collect::<Result<Vec<_>, _>>()?;
     let info = module.info()?;
     let token_info = token.info();
-    let started = link::TokenInfo {
+    let token = link::TokenInfo {
         label: token_info.label.clone(),
         manufacturer: token_info.manufacturer.clone(),
         model: token_info.model.clone(),
@@ -104,7 +107,7 @@ pub(super) fn start(
         firmware: token_info.firmware.clone(),
         library: format!("{} {}", info.library, info.library_version),
     };
-    Ok((started, (login, threads)))
+    Ok(Serving { token, _login: login, _threads: threads })
 }
 
 impl Kek {

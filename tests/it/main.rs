@@ -12,3 +12,4 @@
 
 mod emulator;
 mod harness;
+mod imports;

@@ -1,8 +1,12 @@
 //! The frames between front and worker: `proto/link.proto`, each message behind its length.
 
+mod spin;
+
 use prost::Message;
 use thiserror::Error;
 use zeroize::Zeroize;
+
+pub use self::spin::Spin;
 
 /// The generated messages of `proto/link.proto`.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::pedantic, reason = "generated")]

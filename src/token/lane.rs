@@ -11,7 +11,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::wire::{self, FrameBuffer, link};
+use crate::wire::{self, FrameBuffer, Spin, link};
 
 /// What a request waits for.
 pub(super) type Answer = oneshot::Receiver<link::reply::Outcome>;
@@ -103,28 +103,39 @@ impl Lane {
         let mut frames = FrameBuffer::default();
         let mut incoming = Zeroizing::new(vec![0; 64 * 1024]);
         let mut outgoing = Zeroizing::new(Vec::new());
+        let mut spin = Spin::default();
         loop {
-            tokio::select! {
-                ready = stream.readable() => {
-                    if let Err(error) = ready { return error }
-                    match stream.try_read(&mut incoming) {
-                        Ok(0) => return ErrorKind::UnexpectedEof.into(),
-                        Ok(count) => {
-                            frames.push(incoming.get(..count).unwrap_or_default());
-                            if let Err(error) = self.deliver(&mut frames) { return error }
-                        }
-                        Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            let received = tokio::select! {
+                ready = stream.readable() => ready.and_then(|()| stream.try_read(&mut incoming)),
+                () = self.outgoing.notified() => {
+                    outgoing.append(&mut self.queue().bytes);
+                    match write(stream, &mut outgoing) {
+                        Ok(()) if self.load() == 1 => match spin.receive(stream, &mut incoming) {
+                            Some(received) => received,
+                            None => continue,
+                        },
+                        Ok(()) => continue,
                         Err(error) => return error,
                     }
                 }
-                () = self.outgoing.notified() => {
-                    outgoing.append(&mut self.queue().bytes);
-                    if let Err(error) = write(stream, &mut outgoing) { return error }
-                }
                 ready = stream.writable(), if !outgoing.is_empty() => {
-                    if let Err(error) = ready { return error }
-                    if let Err(error) = write(stream, &mut outgoing) { return error }
+                    match ready.and_then(|()| write(stream, &mut outgoing)) {
+                        Ok(()) => continue,
+                        Err(error) => return error,
+                    }
                 }
+            };
+            match received {
+                Ok(0) => return ErrorKind::UnexpectedEof.into(),
+                Ok(count) => {
+                    frames.push(incoming.get(..count).unwrap_or_default());
+                    spin.learn(self.silent_for(), self.load() == 1);
+                    if let Err(error) = self.deliver(&mut frames) {
+                        return error;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return error,
             }
         }
     }

@@ -13,7 +13,7 @@ use super::start::Kek;
 use crate::class::Class;
 use crate::pkcs11::{Error, Key, Session, Token};
 use crate::seal::{IvLayout, Seal, SealForm};
-use crate::wire::{self, FrameBuffer, link};
+use crate::wire::{self, FrameBuffer, Spin, link};
 
 /// A session and everything needed to open another one in its place.
 pub(super) struct SessionThread {
@@ -50,13 +50,19 @@ impl SessionThread {
         let mut frames = FrameBuffer::default();
         let mut bytes = Zeroizing::new(vec![0; 64 * 1024]);
         let mut replies = Zeroizing::new(Vec::new());
+        let mut spin = Spin::default();
         loop {
-            let Ok(count @ 1..) = self.stream.read(&mut bytes) else { return };
+            let idle_since = now();
+            let received = spin.receive(&self.stream, &mut bytes).unwrap_or_else(|| self.stream.read(&mut bytes));
+            let Ok(count @ 1..) = received else { return };
             frames.push(bytes.get(..count).unwrap_or_default());
             let mut held_since = now();
+            let waited = held_since.saturating_sub(idle_since);
+            let mut requests = 0;
             loop {
                 let Ok(request) = frames.take::<link::Request>() else { return };
                 let Some(request) = request else { break };
+                requests += 1;
                 let reply = self.answer(request);
                 let broken = matches!(&reply.outcome, Some(link::reply::Outcome::Failure(failure))
                     if Class::from_number(failure.class).ends_worker());
@@ -71,6 +77,7 @@ impl SessionThread {
                     held_since = finished;
                 }
             }
+            spin.learn(waited, requests == 1);
         }
     }
 

@@ -156,14 +156,6 @@ impl Session {
         Ok(())
     }
 
-    /// Tries to encrypt one block by ECB with the key. `Ok(())`: the token let it happen.
-    pub fn encrypt_ecb(&self, key: Key) -> Result<(), Error> {
-        self.session
-            .encrypt(&Mechanism::AesEcb, key.handle, &[0; 16])
-            .map(drop)
-            .map_err(|error| self.module.error(error))
-    }
-
     fn find(&self, template: &[Attribute]) -> Result<Vec<Key>, Error> {
         let handles = self.session.find_objects(template).map_err(|error| self.module.error(error))?;
         Ok(handles.into_iter().map(|handle| Key { handle }).collect())

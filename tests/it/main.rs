@@ -10,7 +10,10 @@
 )]
 #![allow(unreachable_pub, reason = "what the tests share is public to them")]
 
+mod api_server_stack;
 mod emulator;
+mod emulator_and_stack;
+mod etcd;
 mod grpc_clients;
 mod harness;
 mod imports;

@@ -17,6 +17,8 @@ use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::parts;
+
 /// Label of every test token and of every KEK that [`run_ceremony`] makes.
 pub const LABEL: &str = "kek";
 /// The cluster of every test.
@@ -67,7 +69,7 @@ impl TestToken {
         let mut setup = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/softhsm2-setup"));
         succeed(setup.arg("--dir").arg(&home).args(["--label", LABEL]));
         Self {
-            module: PathBuf::from("/usr/lib/softhsm/libsofthsm2.so"),
+            module: parts::installed(PathBuf::from("/usr/lib/softhsm/libsofthsm2.so")),
             profile: "softhsm2",
             environment: [("SOFTHSM2_CONF".to_owned(), text(&home.join("softhsm2.conf")))].into(),
             pin: home.join("pin"),
@@ -77,7 +79,7 @@ impl TestToken {
 
     fn kryoptic() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let module = kryoptic_module();
+        let module = parts::installed(parts::folder().join("libkryoptic_pkcs11.so"));
         let configuration = directory.path().join("kryoptic.conf");
         let database = directory.path().join("kryoptic.sql");
         let slot = format!("[[slots]]\nslot = 1\ndbtype = \"sqlite\"\ndbargs = \"{}\"\n", database.display());
@@ -100,14 +102,6 @@ impl TestToken {
 const SO_PIN: &str = "87654321";
 const USER_PIN: &str = "12345678";
 
-fn kryoptic_module() -> PathBuf {
-    let in_parts = || Some(PathBuf::from(env::var_os("HSM_KMS_TEST_PARTS")?).join("libkryoptic_pkcs11.so"));
-    let module = env::var_os("HSM_KMS_TEST_KRYOPTIC").map(PathBuf::from).or_else(in_parts);
-    let module = module.expect("HSM_KMS_TEST_KRYOPTIC or HSM_KMS_TEST_PARTS says where Kryoptic is");
-    assert!(module.is_file(), "there is no Kryoptic at {}", module.display());
-    module
-}
-
 /// Makes a KEK with label [`LABEL`] in the token, by `hsm-kms ceremony run`; returns the path of its record in `directory`.
 pub fn run_ceremony(token: &TestToken, directory: &Path) -> PathBuf {
     let plan = json!({
@@ -124,6 +118,7 @@ pub fn run_ceremony(token: &TestToken, directory: &Path) -> PathBuf {
     assert!(output.status.success(), "the ceremony failed: {}", String::from_utf8_lossy(&output.stderr));
     let record = directory.join("kek-record.json");
     assert!(record.is_file(), "the ceremony wrote no record");
+    parts::record_run(token.profile);
     record
 }
 

@@ -33,6 +33,7 @@ var scenarios = map[string]scenario{
 	"refuse":     refuse,
 	"poll":       poll,
 	"misbehave":  misbehave,
+	"script":     script,
 }
 
 func main() {

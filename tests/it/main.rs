@@ -11,6 +11,7 @@
 #![allow(unreachable_pub, reason = "what the tests share is public to them")]
 
 mod api_server_stack;
+mod docs;
 mod emulator;
 mod emulator_and_stack;
 mod etcd;

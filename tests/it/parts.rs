@@ -185,4 +185,4 @@ pub fn step<'a>(steps: &'a [Value], name: &str) -> &'a Value {
 }
 
 /// Longest silence of a part; passed only when something is broken.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_mins(2);

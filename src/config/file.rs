@@ -74,7 +74,7 @@ impl Default for FileSocket {
 
 impl Default for FileLimits {
     fn default() -> Self {
-        Self { queue: 256, sessions: 4, deadline_ms: 2500 }
+        Self { queue: 256, sessions: 2, deadline_ms: 2500 }
     }
 }
 

@@ -39,7 +39,7 @@ fn the_example_is_read() {
     assert_eq!(config.token.profile, Profile::by_name("softhsm2").unwrap());
     assert_eq!(config.token.pin, PinSource::File("/etc/hsm-kms/pin".into()));
     assert_eq!(config.token.environment["SOFTHSM2_CONF"], "/etc/hsm-kms/softhsm2.conf");
-    assert_eq!(config.limits, Limits { queue: 256, sessions: 4, deadline: Duration::from_millis(2500) });
+    assert_eq!(config.limits, Limits { queue: 256, sessions: 2, deadline: Duration::from_millis(2500) });
     assert_eq!(config.log, Log { format: Format::Text, level: Level::Info });
     assert_eq!(config.warnings(), [""; 0]);
 }
@@ -91,11 +91,11 @@ fn faults_are_named_with_field_and_line() {
             "`token.environment.SOFTHSM2-CONF`: expected the name of an environment variable",
         ),
         (
-            "sessions: 4",
+            "sessions: 2",
             "sessions: four",
             "line 17, column 13: `limits.sessions`: expected a whole number from 1 to 64",
         ),
-        ("sessions: 4", "sessions: -4", "`limits.sessions`: expected a whole number from 1 to 64, found integer"),
+        ("sessions: 2", "sessions: -4", "`limits.sessions`: expected a whole number from 1 to 64, found integer"),
         ("allow_rehearsal: false", "allow_rehearsal: no", "`kek.allow_rehearsal`: expected a boolean, found string"),
         ("format: text", "format: xml", "`log.format`: expected `json` or `text`"),
         ("level: info", "level: loud", "`log.level`: expected one of `debug`, `error`"),

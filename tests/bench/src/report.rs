@@ -39,20 +39,20 @@ impl Report {
     pub fn tables(&self) -> String {
         let (seal, open) = self.floor();
         let mut text = String::new();
-        let _ = writeln!(text, "(a) two PKCS#11 calls in a loop: seal {:.1} us, open {:.1} us\n", seal * 1e6, open * 1e6);
+        let _ = writeln!(text, "(a) two PKCS#11 calls in a loop: seal {:.1} us, open {:.1} us.\nAll times in us; CPU is processor time per RPC, of front and worker.\n", seal * 1e6, open * 1e6);
         for sessions in self.starts.keys() {
             let status = self.median(*sessions, Method::Status, 1).map_or(0.0, |figures| figures.p50);
             let mut table = Table::new();
             table.load_style(presets::ASCII_MARKDOWN).set_header([
-                "RPC", "callers", "p50 us", "p99 us", "per second", "CPU us", "front", "worker", "over (a)+(b)",
+                "RPC", "callers", "p50", "p99", "per s", "CPU", "front", "worker", "over a+b",
             ]);
             for (method, callers) in self.cases(*sessions) {
                 let Some(figures) = self.median(*sessions, method, callers) else { continue };
                 let over = match method {
                     Method::Status => String::new(),
                     _ if callers > 1 => String::new(),
-                    Method::Encrypt => format!("{:+.0} us", (figures.p50 - seal - status) * 1e6),
-                    Method::Decrypt => format!("{:+.0} us", (figures.p50 - open - status) * 1e6),
+                    Method::Encrypt => format!("{:+.0}", (figures.p50 - seal - status) * 1e6),
+                    Method::Decrypt => format!("{:+.0}", (figures.p50 - open - status) * 1e6),
                 };
                 table.add_row([
                     format!("{method:?}"),
@@ -67,7 +67,7 @@ impl Report {
                 ]);
             }
             let start = median(self.starts[sessions].clone());
-            let _ = writeln!(text, "{sessions} session(s): first Encrypt {:.0} ms after exec; resident {}", start * 1e3, self.memory(*sessions));
+            let _ = writeln!(text, "{sessions} session(s): first Encrypt {:.0} ms after exec; resident\n{}", start * 1e3, self.memory(*sessions));
             let _ = writeln!(text, "\n{table}\n");
         }
         text

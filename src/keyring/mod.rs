@@ -40,13 +40,13 @@ pub struct SealedSeed {
     pub annotations: Annotations,
 }
 
-/// Why a blob did not open.
+/// Why a handle could not do its work.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub enum HandleError {
     /// The bytes are no sealed blob of a known version.
     #[error(transparent)]
     Blob(#[from] BlobError),
-    /// The token did not open it.
+    /// The token did not do it.
     #[error(transparent)]
     Request(#[from] RequestError),
 }
@@ -86,7 +86,7 @@ impl Keyring {
 
 impl WrapHandle<'_> {
     /// Seals `plaintext`, bound to cluster, key_id and annotations.
-    pub async fn seal(&self, plaintext: &Plaintext, deadline: Instant) -> Result<SealedSeed, OpenError> {
+    pub async fn seal(&self, plaintext: &Plaintext, deadline: Instant) -> Result<SealedSeed, HandleError> {
         let Keyring { cluster, form, token, active } = self.keyring;
         let annotations = Annotations::new();
         let context = Context::seed(*form, cluster, active, &annotations);
@@ -103,7 +103,7 @@ impl UnwrapHandle<'_> {
         blob: &[u8],
         annotations: &Annotations,
         deadline: Instant,
-    ) -> Result<Plaintext, OpenError> {
+    ) -> Result<Plaintext, HandleError> {
         let blob = Blob::parse(blob)?;
         let context = Context::seed(blob.form(), &self.keyring.cluster, self.key_id, annotations);
         Ok(self.keyring.token.open(ACTIVE_INDEX, wire_open(&blob, &context), deadline).await?)

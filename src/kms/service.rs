@@ -14,7 +14,7 @@ use super::status;
 use crate::class::Class;
 use crate::envelope::{MAX_PLAINTEXT_BYTES, annotations};
 use crate::key_id::{self, KeyId};
-use crate::keyring::{Keyring, OpenError};
+use crate::keyring::{Keyring, HandleError};
 use crate::secret::Plaintext;
 use crate::token::RequestError;
 
@@ -97,10 +97,10 @@ impl KeyManagementService for Service {
 }
 
 /// The one place that turns a failure into a gRPC status. Texts are public: they end in API server logs and health pages.
-fn to_status(error: &OpenError) -> Status {
+fn to_status(error: &HandleError) -> Status {
     let request = match error {
-        OpenError::Blob(error) => return Status::invalid_argument(error.to_string()),
-        OpenError::Request(request) => request,
+        HandleError::Blob(error) => return Status::invalid_argument(error.to_string()),
+        HandleError::Request(request) => request,
     };
     match request {
         RequestError::Deadline => Status::deadline_exceeded(request.to_string()),

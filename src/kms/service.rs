@@ -14,7 +14,7 @@ use super::status;
 use crate::class::Class;
 use crate::envelope::{MAX_PLAINTEXT_BYTES, annotations};
 use crate::key_id::{self, KeyId};
-use crate::keyring::{Keyring, HandleError};
+use crate::keyring::{HandleError, Keyring};
 use crate::secret::Plaintext;
 use crate::token::RequestError;
 

@@ -178,18 +178,6 @@ pub(super) fn header(form: SealForm) -> [u8; HEADER_BYTES] {
     [m0, m1, m2, m3, VERSION, form.seal.code(), form.iv_layout.code(), form.iv_length]
 }
 
-/// What a seal and IV layout ask of the rest of the blob.
-struct Rules {
-    iv_bytes: u8,
-    tag_bytes: usize,
-}
-
-fn rules(form: SealForm) -> Rules {
-    match (form.seal, form.iv_layout) {
-        (Seal::AesGcm, IvLayout::Sent) => Rules { iv_bytes: 12, tag_bytes: 16 },
-    }
-}
-
 const MAGIC: [u8; 4] = *b"hkms";
 const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 8;

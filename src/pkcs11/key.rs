@@ -3,17 +3,14 @@
 use cryptoki::mechanism::{Mechanism, MechanismType};
 use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 use cryptoki_sys as sys;
-use zeroize::Zeroizing;
 
-use super::raw::Gcm;
 use super::{Error, Session};
 use crate::attributes::{AttributeName, AttributeValue, Attributes};
-use crate::seal::SealForm;
 
 /// A key handle. Dies with the login: after any new login the key is found again.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    handle: ObjectHandle,
+    pub(super) handle: ObjectHandle,
 }
 
 /// What a KEK is made of: every attribute explicit, since modules default WRAP, SIGN and MODIFIABLE to true.
@@ -77,38 +74,6 @@ impl Session {
     /// Random bytes from the token.
     pub fn random(&self, buffer: &mut [u8]) -> Result<(), Error> {
         self.session.generate_random_slice(buffer).map_err(|error| self.module.error(error))
-    }
-
-    /// Seals `plaintext`, bound to `context` (passed as AAD). Returns the IV and the ciphertext with its tag.
-    ///
-    /// Two PKCS#11 calls. The IV is 96 random bits from the kernel (NIST SP 800-38D, section 8.2.2).
-    pub fn seal(
-        &self,
-        key: Key,
-        form: SealForm,
-        context: &[u8],
-        plaintext: &[u8],
-    ) -> Result<(Vec<u8>, Vec<u8>), Error> {
-        let mut iv = vec![0; usize::from(form.iv_length)];
-        getrandom::fill(&mut iv).map_err(|error| Error::Unreadable(format!("no kernel randomness: {error}")))?;
-        let gcm = Gcm { iv: &iv, aad: context };
-        let ciphertext = self
-            .module
-            .inner
-            .functions
-            .encrypt_gcm(self.session.handle(), key.handle.handle(), gcm, plaintext)
-            .map_err(|failed| self.module.call_error(failed))?;
-        Ok((iv, ciphertext))
-    }
-
-    /// Opens what [`Session::seal`] made. Two PKCS#11 calls.
-    pub fn open(&self, key: Key, iv: &[u8], context: &[u8], ciphertext: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
-        let gcm = Gcm { iv, aad: context };
-        self.module
-            .inner
-            .functions
-            .decrypt_gcm(self.session.handle(), key.handle.handle(), gcm, ciphertext)
-            .map_err(|failed| self.module.call_error(failed))
     }
 
     /// Tries to read the key's value. `Ok(true)`: the token gave it away.

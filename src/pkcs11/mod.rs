@@ -4,6 +4,7 @@
 
 pub mod codes;
 mod error;
+mod gcm;
 mod key;
 mod raw;
 

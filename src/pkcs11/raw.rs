@@ -8,12 +8,13 @@
 
 #![allow(unsafe_code)]
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::ptr;
 
 use cryptoki_sys::{
-    CK_BYTE, CK_FUNCTION_LIST, CK_GCM_PARAMS, CK_INFO, CK_MECHANISM, CK_RV, CK_SESSION_INFO, CK_TOKEN_INFO, CK_ULONG,
-    CK_VOID_PTR, CKM_AES_GCM, CKR_FUNCTION_NOT_SUPPORTED, CKR_OK,
+    CK_BYTE, CK_FUNCTION_LIST, CK_GCM_PARAMS, CK_INFO, CK_MECHANISM, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE,
+    CK_SESSION_INFO, CK_TOKEN_INFO, CK_ULONG, CK_VOID_PTR, CKR_FUNCTION_NOT_SUPPORTED, CKR_OK,
 };
 use zeroize::{Zeroize, Zeroizing};
 
@@ -31,13 +32,26 @@ pub(crate) struct CallFailed {
     pub(crate) mid_operation: bool,
 }
 
-/// AES-GCM with a 128-bit tag (PKCS#11 3.1, section 6.13.3, `CK_GCM_PARAMS`).
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Gcm<'a> {
-    /// Initialisation vector.
-    pub(crate) iv: &'a [u8],
-    /// Additional authenticated data; must not be empty (SoftHSM2 crashes on some empty forms).
-    pub(crate) aad: &'a [u8],
+/// A mechanism with its parameter, for one operation.
+pub(crate) struct Mechanism<'a> {
+    /// `CK_MECHANISM_TYPE`.
+    pub(crate) code: u64,
+    pub(crate) parameter: Parameter<'a>,
+}
+
+/// What a mechanism takes beside the data.
+pub(crate) enum Parameter<'a> {
+    /// `CK_GCM_PARAMS` with a 128-bit tag (PKCS#11 3.1, section 6.13.3).
+    Gcm {
+        /// Sent to the module, which may write an IV of its own over it. Empty: a NULL pointer and length 0.
+        iv: &'a mut [u8],
+        /// Must not be empty: SoftHSM2 crashes on some empty forms.
+        aad: &'a [u8],
+    },
+    /// The 16-byte IV of `CKM_AES_CBC`.
+    Cbc([u8; 16]),
+    /// Nothing.
+    None,
 }
 
 /// What `C_GetTokenInfo` says, blanks and NULs trimmed.
@@ -121,111 +135,120 @@ impl Functions {
         call("C_GetSessionInfo", self.list.C_GetSessionInfo.map(|function| unsafe { function(session, &raw mut info) }))
     }
 
-    /// `C_EncryptInit` and `C_Encrypt`: ciphertext and tag. Exactly 16 bytes longer than the plaintext, or an error.
-    pub(crate) fn encrypt_gcm(
+    /// `C_EncryptInit` and `C_Encrypt`. Gives exactly `expected` bytes, or an error.
+    pub(crate) fn encrypt(
         &self,
         session: u64,
         key: u64,
-        gcm: Gcm<'_>,
+        mechanism: Mechanism<'_>,
         plaintext: &[u8],
+        expected: usize,
     ) -> Result<Vec<u8>, CallFailed> {
-        let expected = plaintext.len().saturating_add(TAG_BYTES);
-        let mut output = vec![0_u8; expected.saturating_add(SLACK)];
-        gcm.with_mechanism(|mechanism| {
-            call(
-                "C_EncryptInit",
-                // SAFETY: the mechanism, its parameter, IV and AAD live in the caller's frame for the whole call, and
-                // PKCS#11 lets no module keep the pointers after C_EncryptInit returns for this mechanism... so the same
-                // frame also covers C_Encrypt, for those that do.
-                self.list.C_EncryptInit.map(|function| unsafe { function(session, mechanism, key) }),
-            )?;
-            let mut length = expected as CK_ULONG;
-            let input = plaintext.as_ptr().cast_mut();
-            call(
-                "C_Encrypt",
-                // SAFETY: input and output are valid for the lengths given; the module only reads the input; the output
-                // has SLACK bytes more than it is told.
-                self.list.C_Encrypt.map(|function| unsafe {
-                    function(session, input, plaintext.len() as CK_ULONG, output.as_mut_ptr(), &raw mut length)
-                }),
-            )
-            .map_err(CallFailed::in_mid_operation)?;
-            if length != expected as CK_ULONG {
-                return Err(CallFailed { function: "C_Encrypt", code: WRONG_LENGTH, mid_operation: true });
-            }
-            Ok(())
-        })?;
-        output.truncate(expected);
-        Ok(output)
+        let functions = (("C_EncryptInit", self.list.C_EncryptInit), ("C_Encrypt", self.list.C_Encrypt));
+        let mut output = operate(functions, session, key, mechanism, plaintext, expected, expected..=expected)?;
+        Ok(std::mem::take(&mut *output))
     }
 
-    /// `C_DecryptInit` and `C_Decrypt`: the plaintext. `ciphertext` must hold a tag; exactly 16 bytes shorter, or an error.
-    pub(crate) fn decrypt_gcm(
+    /// `C_DecryptInit` and `C_Decrypt`. Gives a number of bytes in `expected`, which must be below the ciphertext's length.
+    pub(crate) fn decrypt(
         &self,
         session: u64,
         key: u64,
-        gcm: Gcm<'_>,
+        mechanism: Mechanism<'_>,
         ciphertext: &[u8],
+        expected: RangeInclusive<usize>,
     ) -> Result<Zeroizing<Vec<u8>>, CallFailed> {
-        // A ciphertext shorter than its tag drives one module to write to address 2^64 - 8.
-        let Some(expected) = ciphertext.len().checked_sub(TAG_BYTES) else {
-            return Err(CallFailed { function: "C_Decrypt", code: WRONG_LENGTH, mid_operation: false });
-        };
-        let mut output = Zeroizing::new(vec![0_u8; ciphertext.len().saturating_add(SLACK)]);
-        gcm.with_mechanism(|mechanism| {
-            call(
-                "C_DecryptInit",
-                // SAFETY: as in `encrypt_gcm`.
-                self.list.C_DecryptInit.map(|function| unsafe { function(session, mechanism, key) }),
-            )?;
-            // SoftHSM2 and NSS want room for the tag, too.
-            let mut length = ciphertext.len() as CK_ULONG;
-            let input = ciphertext.as_ptr().cast_mut();
-            call(
-                "C_Decrypt",
-                // SAFETY: as in `encrypt_gcm`.
-                self.list.C_Decrypt.map(|function| unsafe {
-                    function(session, input, ciphertext.len() as CK_ULONG, output.as_mut_ptr(), &raw mut length)
-                }),
-            )
-            .map_err(CallFailed::in_mid_operation)?;
-            if length != expected as CK_ULONG {
-                return Err(CallFailed { function: "C_Decrypt", code: WRONG_LENGTH, mid_operation: true });
-            }
-            Ok(())
-        })?;
-        // Wiped before the length hides it from the wipe on drop.
-        if let Some(rest) = output.get_mut(expected..) {
-            rest.zeroize();
-        }
-        output.truncate(expected);
-        Ok(output)
+        let functions = (("C_DecryptInit", self.list.C_DecryptInit), ("C_Decrypt", self.list.C_Decrypt));
+        // SoftHSM2 and NSS want room for the tag, too.
+        operate(functions, session, key, mechanism, ciphertext, ciphertext.len(), expected)
     }
+
+    /// `C_SignInit` and `C_Sign`. Gives exactly `expected` bytes, or an error.
+    pub(crate) fn sign(
+        &self,
+        session: u64,
+        key: u64,
+        mechanism: Mechanism<'_>,
+        data: &[u8],
+        expected: usize,
+    ) -> Result<Zeroizing<Vec<u8>>, CallFailed> {
+        let functions = (("C_SignInit", self.list.C_SignInit), ("C_Sign", self.list.C_Sign));
+        operate(functions, session, key, mechanism, data, expected, expected..=expected)
+    }
+}
+
+type Init = Option<unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_MECHANISM, CK_OBJECT_HANDLE) -> CK_RV>;
+type Finish =
+    Option<unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_BYTE, CK_ULONG, *mut CK_BYTE, *mut CK_ULONG) -> CK_RV>;
+
+/// One operation in one part: two calls, one buffer sized by us, told to have `room` bytes.
+fn operate(
+    (init, finish): ((&'static str, Init), (&'static str, Finish)),
+    session: u64,
+    key: u64,
+    mechanism: Mechanism<'_>,
+    input: &[u8],
+    room: usize,
+    expected: RangeInclusive<usize>,
+) -> Result<Zeroizing<Vec<u8>>, CallFailed> {
+    let mut output = Zeroizing::new(vec![0_u8; room.saturating_add(SLACK)]);
+    let mut length = room as CK_ULONG;
+    mechanism.with_raw(|mechanism| {
+        // SAFETY: the mechanism, its parameter, IV and AAD are valid for this call, and for the next one too, since some
+        // modules keep the pointers until the operation ends.
+        call(init.0, init.1.map(|function| unsafe { function(session, mechanism, key) }))?;
+        let (data, data_length) = (input.as_ptr().cast_mut(), input.len() as CK_ULONG);
+        // SAFETY: input and output are valid for the lengths given; a module only reads its input (PKCS#11 5.2); the output
+        // has SLACK bytes more than the module is told.
+        call(
+            finish.0,
+            finish
+                .1
+                .map(|function| unsafe { function(session, data, data_length, output.as_mut_ptr(), &raw mut length) }),
+        )
+        .map_err(CallFailed::in_mid_operation)
+    })?;
+    let length = usize::try_from(length).ok().filter(|length| expected.contains(length));
+    let Some(length) = length.filter(|length| *length <= room) else {
+        return Err(CallFailed { function: finish.0, code: WRONG_LENGTH, mid_operation: true });
+    };
+    // Wiped before the shorter length hides it from the wipe on drop.
+    if let Some(rest) = output.get_mut(length..) {
+        rest.zeroize();
+    }
+    output.truncate(length);
+    Ok(output)
 }
 
 /// Stands in for a return code where the call said `CKR_OK` and yet gave a wrong length.
 pub(crate) const WRONG_LENGTH: u64 = u64::MAX;
 
-const TAG_BYTES: usize = 16;
+/// Bits of every GCM tag.
+const TAG_BITS: CK_ULONG = 128;
 
-impl Gcm<'_> {
-    fn with_mechanism<T>(self, run: impl FnOnce(*mut CK_MECHANISM) -> T) -> T {
-        let mut iv: Zeroizing<Vec<u8>> = Zeroizing::new(self.iv.to_vec());
-        let mut parameter = CK_GCM_PARAMS {
-            pIv: iv.as_mut_ptr(),
-            ulIvLen: iv.len() as CK_ULONG,
-            // NSS refuses 0 here; all others ignore it.
-            ulIvBits: (iv.len() as CK_ULONG).saturating_mul(8),
-            pAAD: self.aad.as_ptr().cast_mut(),
-            ulAADLen: self.aad.len() as CK_ULONG,
-            ulTagBits: (TAG_BYTES as CK_ULONG).saturating_mul(8),
+impl Mechanism<'_> {
+    fn with_raw<T>(self, run: impl FnOnce(*mut CK_MECHANISM) -> T) -> T {
+        let raw = |parameter: CK_VOID_PTR, length: usize| CK_MECHANISM {
+            mechanism: self.code,
+            pParameter: parameter,
+            ulParameterLen: length as CK_ULONG,
         };
-        let mut mechanism = CK_MECHANISM {
-            mechanism: CKM_AES_GCM,
-            pParameter: (&raw mut parameter).cast::<std::ffi::c_void>() as CK_VOID_PTR,
-            ulParameterLen: size_of::<CK_GCM_PARAMS>() as CK_ULONG,
-        };
-        run(&raw mut mechanism)
+        match self.parameter {
+            Parameter::Gcm { iv, aad } => {
+                let mut parameter = CK_GCM_PARAMS {
+                    pIv: if iv.is_empty() { ptr::null_mut() } else { iv.as_mut_ptr() },
+                    ulIvLen: iv.len() as CK_ULONG,
+                    // NSS refuses 0 here; all others ignore it.
+                    ulIvBits: (iv.len() as CK_ULONG).saturating_mul(8),
+                    pAAD: aad.as_ptr().cast_mut(),
+                    ulAADLen: aad.len() as CK_ULONG,
+                    ulTagBits: TAG_BITS,
+                };
+                run(&mut raw((&raw mut parameter).cast(), size_of::<CK_GCM_PARAMS>()))
+            }
+            Parameter::Cbc(mut iv) => run(&mut raw((&raw mut iv).cast(), iv.len())),
+            Parameter::None => run(&mut raw(ptr::null_mut(), 0)),
+        }
     }
 }
 

@@ -1,0 +1,92 @@
+//! AES-GCM: the context is the AAD (NIST SP 800-38D; PKCS#11 3.1, section 6.13.3). Who makes the IV, and where it is found,
+//! differs between modules.
+
+use zeroize::Zeroizing;
+
+use super::raw::{Mechanism, Parameter};
+use super::seal::{Sealed, random};
+use super::{Error, Key, Session};
+use crate::seal::{IvLayout, IvSend, SealForm, Sealing};
+
+/// Bytes of the tag behind the ciphertext.
+const TAG_BYTES: usize = 16;
+
+/// IV lengths that a module may put inside, in bytes.
+const INSIDE_IV_BYTES: std::ops::RangeInclusive<usize> = 12..=16;
+
+pub(super) fn seal(
+    session: &Session,
+    key: Key,
+    sealing: &Sealing,
+    context: &[u8],
+    plaintext: &[u8],
+) -> Result<Sealed, Error> {
+    let length = usize::from(sealing.form.iv_length);
+    let mut iv = match sealing.send {
+        IvSend::Null => Vec::new(),
+        IvSend::Random | IvSend::Zeros => vec![0; length],
+    };
+    if sealing.send == IvSend::Random {
+        random(&mut iv)?;
+    }
+    let sent = iv.clone();
+    let mechanism = Mechanism { code: sealing.mechanism, parameter: Parameter::Gcm { iv: &mut iv, aad: context } };
+    let with_tag = plaintext.len().saturating_add(TAG_BYTES);
+    match sealing.form.iv_layout {
+        IvLayout::Sent => {
+            let ciphertext = session.encrypt(key, mechanism, plaintext, with_tag)?;
+            // A module that writes an IV of its own would have used that one.
+            if iv != sent {
+                return Err(unexpected("it wrote an IV of its own; the profile says that it uses ours"));
+            }
+            Ok(Sealed { iv, ciphertext })
+        }
+        IvLayout::Param => {
+            let ciphertext = session.encrypt(key, mechanism, plaintext, with_tag)?;
+            if iv == sent {
+                return Err(unexpected("it wrote no IV of its own; the profile says that it does"));
+            }
+            Ok(Sealed { iv, ciphertext })
+        }
+        IvLayout::Suffix => {
+            let mut ciphertext = session.encrypt(key, mechanism, plaintext, with_tag.saturating_add(length))?;
+            let iv = ciphertext.split_off(with_tag);
+            Ok(Sealed { iv, ciphertext })
+        }
+        IvLayout::Prefix => {
+            let mut iv = session.encrypt(key, mechanism, plaintext, with_tag.saturating_add(length))?;
+            let ciphertext = iv.split_off(length);
+            Ok(Sealed { iv, ciphertext })
+        }
+        IvLayout::Inside => {
+            let expected = with_tag.saturating_add(*INSIDE_IV_BYTES.start());
+            let ciphertext = session.encrypt(key, mechanism, plaintext, expected)?;
+            Ok(Sealed { iv: Vec::new(), ciphertext })
+        }
+    }
+}
+
+pub(super) fn open(
+    session: &Session,
+    key: Key,
+    mechanism: u64,
+    form: SealForm,
+    iv: &[u8],
+    context: &[u8],
+    ciphertext: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let mut iv = iv.to_vec();
+    let mechanism = Mechanism { code: mechanism, parameter: Parameter::Gcm { iv: &mut iv, aad: context } };
+    let without_tag = ciphertext.len().saturating_sub(TAG_BYTES);
+    let expected = match form.iv_layout {
+        IvLayout::Inside => {
+            without_tag.saturating_sub(*INSIDE_IV_BYTES.end())..=without_tag.saturating_sub(*INSIDE_IV_BYTES.start())
+        }
+        _ => without_tag..=without_tag,
+    };
+    session.decrypt(key, mechanism, ciphertext, expected)
+}
+
+fn unexpected(what: &str) -> Error {
+    Error::Sealing { what: what.to_owned() }
+}

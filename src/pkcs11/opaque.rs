@@ -1,0 +1,59 @@
+//! Mechanisms without an AAD whose output only the module can take apart: AES key wrap with padding (RFC 5649) and Yubico's
+//! AES-CCM wrap. The context goes in front of the plaintext and is compared after opening.
+
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use super::raw::{Mechanism, Parameter};
+use super::seal::Sealed;
+use super::{Error, Key, Session};
+use crate::seal::{Seal, SealForm, Sealing};
+
+/// Bytes that Yubico's driver adds: algorithm 1, nonce 13, tag 16.
+const CCM_OVERHEAD: usize = 30;
+
+/// Bytes of one half block, the unit of RFC 5649.
+const SEMIBLOCK: usize = 8;
+
+pub(super) fn seal(
+    session: &Session,
+    key: Key,
+    sealing: &Sealing,
+    context: &[u8],
+    plaintext: &[u8],
+) -> Result<Sealed, Error> {
+    let bound = Zeroizing::new([context, plaintext].concat());
+    let expected = match sealing.form.seal {
+        Seal::YubicoCcm => bound.len().saturating_add(CCM_OVERHEAD),
+        _ => bound.len().next_multiple_of(SEMIBLOCK).saturating_add(SEMIBLOCK),
+    };
+    let mechanism = Mechanism { code: sealing.mechanism, parameter: Parameter::None };
+    let ciphertext = session.encrypt(key, mechanism, &bound, expected)?;
+    Ok(Sealed { iv: Vec::new(), ciphertext })
+}
+
+pub(super) fn open(
+    session: &Session,
+    key: Key,
+    mechanism: u64,
+    form: SealForm,
+    context: &[u8],
+    ciphertext: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let expected = match form.seal {
+        Seal::YubicoCcm => {
+            let exact = ciphertext.len().saturating_sub(CCM_OVERHEAD);
+            exact..=exact
+        }
+        _ => {
+            let padded = ciphertext.len().saturating_sub(SEMIBLOCK);
+            padded.saturating_sub(SEMIBLOCK - 1)..=padded
+        }
+    };
+    let mechanism = Mechanism { code: mechanism, parameter: Parameter::None };
+    let bound = session.decrypt(key, mechanism, ciphertext, expected)?;
+    match bound.split_at_checked(context.len()) {
+        Some((found, plaintext)) if bool::from(found.ct_eq(context)) => Ok(Zeroizing::new(plaintext.to_vec())),
+        _ => Err(session.data_error("C_Decrypt")),
+    }
+}

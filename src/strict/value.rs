@@ -47,7 +47,7 @@ pub fn line<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Err
     from_text::<D, Line>(deserializer).map(|line| line.0)
 }
 
-/// As [`line`], but the text may be empty.
+/// As [`line()`], but the text may be empty.
 pub fn line_or_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     from_text::<D, LineOrEmpty>(deserializer).map(|line| line.0)
 }

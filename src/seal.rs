@@ -10,13 +10,11 @@ pub enum Seal {
     AesKwp = 2,
     /// Yubico's AES-CCM wrap. The device makes the nonce; the context stands in front of the plaintext.
     YubicoCcm = 3,
-    /// `CKM_AES_CBC`, then `CKM_SHA256_HMAC` with a second key over context, IV and ciphertext.
-    AesCbcHmac = 4,
 }
 
 impl Seal {
     /// All seals, in the order of their codes.
-    pub const ALL: [Self; 4] = [Self::AesGcm, Self::AesKwp, Self::YubicoCcm, Self::AesCbcHmac];
+    pub const ALL: [Self; 3] = [Self::AesGcm, Self::AesKwp, Self::YubicoCcm];
 
     /// The seal with this code, if this release knows it.
     pub fn from_code(code: u8) -> Option<Self> {
@@ -97,10 +95,9 @@ impl SealForm {
     /// Whether seal, layout and length go together.
     pub fn is_consistent(self) -> bool {
         match (self.seal, self.iv_layout) {
-            (Seal::AesGcm, IvLayout::Inside) | (Seal::AesKwp | Seal::YubicoCcm, IvLayout::Inside) => self.iv_length == 0,
+            (_, IvLayout::Inside) => self.iv_length == 0,
             (Seal::AesGcm, _) => matches!(self.iv_length, 12 | 16),
-            (Seal::AesCbcHmac, IvLayout::Sent) => self.iv_length == 16,
-            (Seal::AesKwp | Seal::YubicoCcm | Seal::AesCbcHmac, _) => false,
+            (Seal::AesKwp | Seal::YubicoCcm, _) => false,
         }
     }
 
@@ -112,7 +109,6 @@ impl SealForm {
             // The context of 32 bytes and one more, padded to 40, and one block of 8.
             (Seal::AesKwp, _) => 48,
             (Seal::YubicoCcm, _) => 32 + 1 + 30,
-            (Seal::AesCbcHmac, _) => 16 + 32,
         }
     }
 }
@@ -126,4 +122,9 @@ pub struct Sealing {
     pub send: IvSend,
     /// `CK_MECHANISM_TYPE` of the seal: vendors have numbers of their own.
     pub mechanism: u64,
+}
+
+impl Sealing {
+    /// `CKM_AES_GCM` (0x1087), a random 12-byte IV sent by us.
+    pub const AES_GCM_SENT: Self = Self { form: SealForm::AES_GCM_SENT, send: IvSend::Random, mechanism: 0x1087 };
 }

@@ -20,10 +20,10 @@ pub use self::plan::{Plan, PlanError};
 use crate::attributes::{Attributes, Deviation};
 use crate::class::Class;
 use crate::envelope::{Blob, Context};
-use crate::pkcs11::{self, Key, Module, Session, Token};
+use crate::pkcs11::{self, Key, Module, Sealed, Session, Token};
 use crate::record::{Ceremony, CeremonyId, CkaId, Kek, KekRecord, Kind, Proof, UtcTime};
 use crate::record::{Module as ModuleRecord, Token as TokenRecord};
-use crate::seal::SealForm;
+use crate::seal::Sealing;
 use crate::strict::FileError;
 
 /// What stops a ceremony.
@@ -222,28 +222,35 @@ fn prove(
 
     watcher(Progress::Begins("seal and open proof blobs"));
     let proofs = (0..PROOFS)
-        .map(|_| proof(&session, key, plan.token.profile.seal, ceremony, id))
+        .map(|_| proof(&session, key, &plan.token.profile.seal, ceremony, id))
         .collect::<Result<Vec<_>, _>>()?;
     watcher(Progress::Done(&format!("{PROOFS} proof blobs; a changed blob and a wrong context were refused")));
     Ok((proofs, attributes, refusals, permitted))
 }
 
 /// Seals a random challenge, opens it again, and checks that nothing but the very same thing opens.
-fn proof(session: &Session, key: Key, form: SealForm, ceremony: &Ceremony, id: &[u8]) -> Result<Proof, CeremonyError> {
+fn proof(
+    session: &Session,
+    key: Key,
+    sealing: &Sealing,
+    ceremony: &Ceremony,
+    id: &[u8],
+) -> Result<Proof, CeremonyError> {
+    let form = sealing.form;
     let context = Context::proof(form, &ceremony.id.to_string(), id);
     let challenge = random::<32>()?;
-    let (iv, ciphertext) = session.seal(key, form, context.as_bytes(), &challenge)?;
-    if session.open(key, &iv, context.as_bytes(), &ciphertext)?.as_slice() != challenge {
+    let Sealed { iv, ciphertext } = session.seal(key, sealing, context.as_bytes(), &challenge)?;
+    if session.open(key, sealing, form, &iv, context.as_bytes(), &ciphertext)?.as_slice() != challenge {
         return Err(CeremonyError::Proof("it opened its own seal to something else"));
     }
     let mut changed = ciphertext.clone();
     if let Some(byte) = changed.first_mut() {
         *byte ^= 1;
     }
-    if session.open(key, &iv, context.as_bytes(), &changed).is_ok() {
+    if session.open(key, sealing, form, &iv, context.as_bytes(), &changed).is_ok() {
         return Err(CeremonyError::Proof("it opened a changed blob"));
     }
-    if session.open(key, &iv, &[0; 32], &ciphertext).is_ok() {
+    if session.open(key, sealing, form, &iv, &[0; 32], &ciphertext).is_ok() {
         return Err(CeremonyError::Proof("it opened a blob under another context"));
     }
     let blob = Blob::new(form, &iv, &ciphertext).map_err(|_| CeremonyError::Proof("its blob has a wrong length"))?;

@@ -63,7 +63,7 @@ async fn serve(config: &Config, record: &KekRecord, spec: WorkerSpec) -> Result<
         hint: error.hint(),
     })?;
     let token = Token::start(spec, config.limits.queue);
-    let keyring = Arc::new(Keyring::new(record, config.token.profile.seal, token.clone()));
+    let keyring = Arc::new(Keyring::new(record, config.token.profile.seal.form, token.clone()));
     tracing::info!(
         socket = %path.display(),
         key_id_hash = keyring.active().hash(),
@@ -159,6 +159,7 @@ fn worker_spec(config: &Config, record: &KekRecord) -> WorkerSpec {
         pin: Some(crate::token::wire_pin(&config.token.pin)),
         keks: vec![keyring::wire_kek(record)],
         codes,
+        sealing: Some(keyring::wire_sealing(&config.token.profile.seal)),
     };
     WorkerSpec { start, sessions: config.limits.sessions, environment: config.token.environment.clone() }
 }

@@ -26,12 +26,13 @@ pub struct Blob<'a> {
 impl<'a> Blob<'a> {
     /// A blob of these parts, if they fit the form: IV length, at least one byte beside the tag, 1024 bytes in all.
     pub fn new(form: SealForm, iv: &'a [u8], ciphertext: &'a [u8]) -> Result<Self, BlobError> {
-        let Rules { iv_bytes, tag_bytes } = rules(form);
-        if form.iv_length != iv_bytes || iv.len() != usize::from(iv_bytes) {
-            let found = if form.iv_length == iv_bytes { iv.len() } else { form.iv_length.into() };
-            return Err(BlobError::IvLength { found, allowed: iv_bytes });
+        if !form.is_consistent() {
+            return Err(BlobError::IvLength { found: form.iv_length.into() });
         }
-        if ciphertext.len() <= tag_bytes {
+        if iv.len() != usize::from(form.iv_length) {
+            return Err(BlobError::IvLength { found: iv.len() });
+        }
+        if ciphertext.len() < form.shortest_ciphertext() {
             return Err(BlobError::Truncated { bytes: HEADER_BYTES + iv.len() + ciphertext.len() });
         }
         let bytes = HEADER_BYTES.saturating_add(iv.len()).saturating_add(ciphertext.len());
@@ -61,9 +62,8 @@ impl<'a> Blob<'a> {
             iv_layout: IvLayout::from_code(iv_layout).ok_or(BlobError::IvLayout { code: iv_layout })?,
             iv_length,
         };
-        let allowed = rules(form).iv_bytes;
-        if iv_length != allowed {
-            return Err(BlobError::IvLength { found: iv_length.into(), allowed });
+        if !form.is_consistent() {
+            return Err(BlobError::IvLength { found: iv_length.into() });
         }
         let (iv, ciphertext) = rest.split_at_checked(iv_length.into()).ok_or(truncated)?;
         Self::new(form, iv, ciphertext)
@@ -115,12 +115,10 @@ impl From<Blob<'_>> for OwnedBlob {
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
 pub enum BlobError {
     /// The IV length is not what the seal and IV layout allow.
-    #[error("sealed blob has an IV of {found} bytes, its seal takes {allowed}")]
+    #[error("sealed blob has an IV of {found} bytes, which its seal and IV layout do not take")]
     IvLength {
         /// Bytes, as the blob says or has them.
         found: usize,
-        /// Bytes.
-        allowed: u8,
     },
     /// The IV layout code is unknown to this release.
     #[error("sealed blob has IV layout {code}, which this release does not know")]
@@ -214,8 +212,8 @@ mod tests {
             (changed(5, 0), BlobError::Seal { code: 0 }),
             (changed(5, 2), BlobError::Seal { code: 2 }),
             (changed(6, 2), BlobError::IvLayout { code: 2 }),
-            (changed(7, 11), BlobError::IvLength { found: 11, allowed: 12 }),
-            (changed(7, 255), BlobError::IvLength { found: 255, allowed: 12 }),
+            (changed(7, 11), BlobError::IvLength { found: 11 }),
+            (changed(7, 255), BlobError::IvLength { found: 255 }),
         ] {
             assert_eq!(Blob::parse(&bytes), Err(error));
             assert!(!error.hint().is_empty());
@@ -228,9 +226,9 @@ mod tests {
     fn parts_that_do_not_fit_make_no_blob() {
         let form = SealForm::AES_GCM_SENT;
         let wrong_form = SealForm { iv_length: 16, ..form };
-        assert_eq!(Blob::new(form, &[0; 11], &[0; 17]), Err(BlobError::IvLength { found: 11, allowed: 12 }));
-        assert_eq!(Blob::new(wrong_form, &[0; 16], &[0; 17]), Err(BlobError::IvLength { found: 16, allowed: 12 }));
-        assert_eq!(Blob::new(wrong_form, &[0; 12], &[0; 17]), Err(BlobError::IvLength { found: 16, allowed: 12 }));
+        assert_eq!(Blob::new(form, &[0; 11], &[0; 17]), Err(BlobError::IvLength { found: 11 }));
+        assert_eq!(Blob::new(wrong_form, &[0; 16], &[0; 17]), Err(BlobError::IvLength { found: 16 }));
+        assert_eq!(Blob::new(wrong_form, &[0; 12], &[0; 17]), Err(BlobError::IvLength { found: 16 }));
         assert_eq!(Blob::new(form, &[0; 12], &[0; 16]), Err(BlobError::Truncated { bytes: 36 }));
         assert_eq!(Blob::new(form, &[0; 12], &[0; 1005]), Err(BlobError::TooLong { bytes: 1025 }));
     }

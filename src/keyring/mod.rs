@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use crate::envelope::{Annotations, Blob, BlobError, Context};
 use crate::key_id::KeyId;
 use crate::record::KekRecord;
-use crate::seal::SealForm;
+use crate::seal::{SealForm, Sealing};
 use crate::secret::Plaintext;
 use crate::token::{RequestError, Token};
 use crate::wire::link;
@@ -90,7 +90,7 @@ impl WrapHandle<'_> {
         let Keyring { cluster, form, token, active } = self.keyring;
         let annotations = Annotations::new();
         let context = Context::seed(*form, cluster, active, &annotations);
-        let sealed = token.seal(ACTIVE_INDEX, wire_form(*form), context.as_bytes(), plaintext, deadline).await?;
+        let sealed = token.seal(ACTIVE_INDEX, context.as_bytes(), plaintext, deadline).await?;
         let ciphertext = Blob::new(*form, &sealed.iv, &sealed.ciphertext)?.encode();
         Ok(SealedSeed { ciphertext, key_id: active.clone(), annotations })
     }
@@ -114,6 +114,11 @@ impl UnwrapHandle<'_> {
 pub fn first_key_id(record: &KekRecord) -> KeyId {
     let ceremony = record.ceremony.id.to_string();
     KeyId::derive(record.cluster.as_str(), record.kek.id.as_bytes(), &ceremony, FIRST_EPOCH)
+}
+
+/// How a worker seals.
+pub fn wire_sealing(sealing: &Sealing) -> link::Sealing {
+    link::Sealing { form: Some(wire_form(sealing.form)), mechanism: sealing.mechanism, send: sealing.send as u32 }
 }
 
 /// What a worker must know of the KEK of `record`.

@@ -90,6 +90,12 @@ pub enum Error {
         /// PKCS#11 flag name.
         flag: &'static str,
     },
+    /// The module sealed in another way than its profile says.
+    #[error("the module does not seal as its profile says: {what}")]
+    Sealing {
+        /// What it did.
+        what: String,
+    },
     /// The module keeps separate state for each function list.
     #[error("the module does not know its own session on its second function list")]
     SplitState,
@@ -157,6 +163,7 @@ impl Error {
             | Self::Manufacturer { .. }
             | Self::Pin(_)
             | Self::PinAtRisk { .. }
+            | Self::Sealing { .. }
             | Self::SplitState
             | Self::TokenSerial { .. }
             | Self::TokenTwice { .. } => Class::PinOrConfig,
@@ -181,6 +188,7 @@ impl Error {
             Self::Manufacturer { .. } => "the PKCS#11 module is not the one the profile is for",
             Self::Pin(_) => "the PIN source cannot be used",
             Self::PinAtRisk { .. } => "the token's PIN is locked or on its last try; no login was tried",
+            Self::Sealing { .. } => "the PKCS#11 module does not seal as its profile says",
             Self::SplitState => "the PKCS#11 module cannot be used: it splits its state",
             Self::TokenAbsent { .. } => "the token is not there",
             Self::TokenSerial { .. } => "the token is not the one of the record",
@@ -210,6 +218,7 @@ impl Error {
                 "have the security officer reset the user PIN, put the right one into the PIN source, then send SIGHUP"
                     .to_owned()
             }
+            Self::Sealing { .. } => "choose the profile and variant of this module and its mode".to_owned(),
             Self::SplitState => "p11-kit's client module does this; name the vendor's module itself".to_owned(),
             Self::TokenAbsent { .. } => {
                 "check token.label, the module's own configuration, and the connection to the HSM".to_owned()

@@ -6,7 +6,9 @@ pub mod codes;
 mod error;
 mod gcm;
 mod key;
+mod opaque;
 mod raw;
+mod seal;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +21,9 @@ use cryptoki_sys as sys;
 pub use self::error::Error;
 pub use self::key::{Key, KeyTemplate};
 use self::raw::Functions;
+pub use self::seal::Sealed;
 use crate::profile::CodeOverride;
+use crate::seal::Seal;
 use crate::secret::Pin;
 
 /// A loaded and initialised module. There is one per process; it is never finalised while calls may be in flight.
@@ -151,6 +155,12 @@ impl Module {
     }
 }
 
+impl Session {
+    fn functions(&self) -> &Functions {
+        &self.module.inner.functions
+    }
+}
+
 impl Token {
     /// What the token says of itself.
     pub fn info(&self) -> &TokenInfo {
@@ -191,6 +201,18 @@ impl Token {
         }
     }
 }
+
+/// The PKCS#11 number of a seal's mechanism, where a profile names no other.
+pub fn default_mechanism(seal: Seal) -> u64 {
+    match seal {
+        Seal::AesGcm => sys::CKM_AES_GCM,
+        Seal::AesKwp => sys::CKM_AES_KEY_WRAP_KWP,
+        Seal::YubicoCcm => CKM_YUBICO_AES_CCM_WRAP,
+    }
+}
+
+/// From the driver's pkcs11y.h.
+const CKM_YUBICO_AES_CCM_WRAP: u64 = 0xD955_4204;
 
 impl Error {
     /// Whatever a login answers, it is not tried again: on some tokens malformed PINs count, too.

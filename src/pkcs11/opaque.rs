@@ -40,15 +40,12 @@ pub(super) fn open(
     context: &[u8],
     ciphertext: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, Error> {
-    let expected = match form.seal {
-        Seal::YubicoCcm => {
-            let exact = ciphertext.len().saturating_sub(CCM_OVERHEAD);
-            exact..=exact
-        }
-        _ => {
-            let padded = ciphertext.len().saturating_sub(SEMIBLOCK);
-            padded.saturating_sub(SEMIBLOCK - 1)..=padded
-        }
+    let expected = if form.seal == Seal::YubicoCcm {
+        let exact = ciphertext.len().saturating_sub(CCM_OVERHEAD);
+        exact..=exact
+    } else {
+        let padded = ciphertext.len().saturating_sub(SEMIBLOCK);
+        padded.saturating_sub(SEMIBLOCK - 1)..=padded
     };
     let mechanism = Mechanism { code: mechanism, parameter: Parameter::None };
     let bound = session.decrypt(key, mechanism, ciphertext, expected)?;

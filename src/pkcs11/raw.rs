@@ -48,8 +48,6 @@ pub(crate) enum Parameter<'a> {
         /// Must not be empty: SoftHSM2 crashes on some empty forms.
         aad: &'a [u8],
     },
-    /// The 16-byte IV of `CKM_AES_CBC`.
-    Cbc([u8; 16]),
     /// Nothing.
     None,
 }
@@ -162,19 +160,6 @@ impl Functions {
         // SoftHSM2 and NSS want room for the tag, too.
         operate(functions, session, key, mechanism, ciphertext, ciphertext.len(), expected)
     }
-
-    /// `C_SignInit` and `C_Sign`. Gives exactly `expected` bytes, or an error.
-    pub(crate) fn sign(
-        &self,
-        session: u64,
-        key: u64,
-        mechanism: Mechanism<'_>,
-        data: &[u8],
-        expected: usize,
-    ) -> Result<Zeroizing<Vec<u8>>, CallFailed> {
-        let functions = (("C_SignInit", self.list.C_SignInit), ("C_Sign", self.list.C_Sign));
-        operate(functions, session, key, mechanism, data, expected, expected..=expected)
-    }
 }
 
 type Init = Option<unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_MECHANISM, CK_OBJECT_HANDLE) -> CK_RV>;
@@ -246,7 +231,6 @@ impl Mechanism<'_> {
                 };
                 run(&mut raw((&raw mut parameter).cast(), size_of::<CK_GCM_PARAMS>()))
             }
-            Parameter::Cbc(mut iv) => run(&mut raw((&raw mut iv).cast(), iv.len())),
             Parameter::None => run(&mut raw(ptr::null_mut(), 0)),
         }
     }

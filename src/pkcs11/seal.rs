@@ -3,7 +3,7 @@
 use zeroize::Zeroizing;
 
 use super::raw::{CallFailed, Mechanism};
-use super::{Error, Key, Session, cbc_hmac, gcm, opaque};
+use super::{Error, Key, Session, gcm, opaque};
 use crate::seal::{Seal, SealForm, Sealing};
 
 /// What a seal made: the IV as the blob records it, and the ciphertext with its tag.
@@ -15,12 +15,11 @@ pub struct Sealed {
 }
 
 impl Session {
-    /// Seals `plaintext`, bound to `context` (32 bytes). Two PKCS#11 calls; four for [`Seal::AesCbcHmac`].
+    /// Seals `plaintext`, bound to `context` (32 bytes). Two PKCS#11 calls.
     pub fn seal(&self, key: Key, sealing: &Sealing, context: &[u8], plaintext: &[u8]) -> Result<Sealed, Error> {
         match sealing.form.seal {
             Seal::AesGcm => gcm::seal(self, key, sealing, context, plaintext),
             Seal::AesKwp | Seal::YubicoCcm => opaque::seal(self, key, sealing, context, plaintext),
-            Seal::AesCbcHmac => cbc_hmac::seal(self, key, sealing, context, plaintext),
         }
     }
 
@@ -43,7 +42,6 @@ impl Session {
         match form.seal {
             Seal::AesGcm => gcm::open(self, key, mechanism, form, iv, context, ciphertext),
             Seal::AesKwp | Seal::YubicoCcm => opaque::open(self, key, mechanism, form, context, ciphertext),
-            Seal::AesCbcHmac => cbc_hmac::open(self, key, mechanism, iv, context, ciphertext),
         }
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 use super::codes::{code_name, code_number, function_name};
 use super::{CodeOverride, Evidence, Module, Profile};
 use crate::class::Class;
-use crate::seal::{IvLayout, Seal, SealForm};
+use crate::seal::Sealing;
 use crate::strict::{self, AbsolutePath, EnvironmentName, Fault};
 
 pub(super) const VERSION: u64 = 1;
@@ -99,7 +99,7 @@ impl File {
                 manufacturer,
                 environment: environment.map(|name| name.0),
             },
-            seal: SealForm { seal: Seal::AesGcm, iv_layout: IvLayout::Sent, ..SealForm::AES_GCM_SENT },
+            seal: Sealing::AES_GCM_SENT,
             codes: check_codes(codes)?,
             evidence: match evidence {
                 FileEvidence::Ci => Evidence::Ci,

@@ -9,7 +9,7 @@ use thiserror::Error;
 
 pub use self::codes::{code_name, code_number, function_name};
 use crate::class::Class;
-use crate::seal::SealForm;
+use crate::seal::Sealing;
 use crate::strict::{self, Fault, FileError};
 
 /// A vendor profile.
@@ -22,7 +22,7 @@ pub struct Profile {
     /// The PKCS#11 module.
     pub module: Module,
     /// How seeds are sealed.
-    pub seal: SealForm,
+    pub seal: Sealing,
     /// Return codes that mean something else here than in the default table.
     pub codes: Vec<CodeOverride>,
     /// How the profile is known to be true.
@@ -144,7 +144,7 @@ mod tests {
         for name in Profile::names() {
             let profile = Profile::by_name(name).unwrap();
             assert_eq!(profile.name, name);
-            assert_eq!(profile.seal, SealForm::AES_GCM_SENT);
+            assert_eq!(profile.seal, Sealing::AES_GCM_SENT);
             assert_eq!(profile.evidence, Evidence::Ci);
         }
         assert!(Profile::names().is_sorted());

@@ -128,17 +128,12 @@ impl Token {
     pub async fn seal(
         &self,
         kek: u32,
-        form: link::Form,
         context: &[u8; 32],
         plaintext: &Plaintext,
         deadline: Instant,
     ) -> Result<Sealed, RequestError> {
         let work = || {
-            link::request::Work::Seal(link::Seal {
-                form: Some(form),
-                context: context.to_vec(),
-                plaintext: plaintext.expose().to_vec(),
-            })
+            link::request::Work::Seal(link::Seal { context: context.to_vec(), plaintext: plaintext.expose().to_vec() })
         };
         match self.request(kek, work, deadline).await? {
             link::reply::Outcome::Sealed(link::Sealed { iv, ciphertext }) => Ok(Sealed { iv, ciphertext }),

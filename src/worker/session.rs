@@ -11,14 +11,15 @@ use zeroize::Zeroizing;
 
 use super::start::Kek;
 use crate::class::Class;
-use crate::pkcs11::{Error, Key, Session, Token};
-use crate::seal::{IvLayout, Seal, SealForm};
+use crate::pkcs11::{Error, Key, Sealed, Session, Token};
+use crate::seal::{IvLayout, IvSend, Seal, SealForm, Sealing};
 use crate::wire::{self, FrameBuffer, Spin, link};
 
 /// A session and everything needed to open another one in its place.
 pub(super) struct SessionThread {
     stream: UnixStream,
     token: Token,
+    sealing: Sealing,
     keks: Vec<Kek>,
     /// `None`: the last one was closed after an error, and the next request opens another.
     open: Option<OpenSession>,
@@ -34,8 +35,8 @@ struct OpenSession {
 const LONGEST_HOLD: Duration = Duration::from_micros(100);
 
 impl SessionThread {
-    pub(super) fn new(stream: UnixStream, token: Token, keks: Vec<Kek>) -> Result<Self, Error> {
-        let mut thread = Self { stream, token, keks, open: None };
+    pub(super) fn new(stream: UnixStream, token: Token, sealing: Sealing, keks: Vec<Kek>) -> Result<Self, Error> {
+        let mut thread = Self { stream, token, sealing, keks, open: None };
         thread.session()?;
         Ok(thread)
     }
@@ -130,15 +131,19 @@ impl SessionThread {
 
     fn try_work(&mut self, request: &link::Request) -> Result<link::reply::Outcome, Error> {
         let kek = request.kek as usize;
+        let sealing = self.sealing;
         let open = self.session()?;
         let key = open.keys.get(kek).copied().ok_or_else(unknown_work)?;
         let outcome = match &request.work {
-            Some(link::request::Work::Seal(work)) => form(work.form.as_ref())
-                .and_then(|form| open.session.seal(key, form, &work.context, &work.plaintext))
-                .map(|(iv, ciphertext)| link::reply::Outcome::Sealed(link::Sealed { iv, ciphertext })),
-            Some(link::request::Work::Open(work)) => open_blob(&open.session, key, work).map(|mut plaintext| {
-                link::reply::Outcome::Opened(link::Opened { plaintext: std::mem::take(&mut *plaintext) })
-            }),
+            Some(link::request::Work::Seal(work)) => open
+                .session
+                .seal(key, &sealing, &work.context, &work.plaintext)
+                .map(|Sealed { iv, ciphertext }| link::reply::Outcome::Sealed(link::Sealed { iv, ciphertext })),
+            Some(link::request::Work::Open(work)) => {
+                open_blob(&open.session, key, &sealing, work).map(|mut plaintext| {
+                    link::reply::Outcome::Opened(link::Opened { plaintext: std::mem::take(&mut *plaintext) })
+                })
+            }
             None => Err(unknown_work()),
         };
         if outcome.as_ref().is_err_and(Error::poisons_session) {
@@ -150,10 +155,11 @@ impl SessionThread {
     fn prove_kek(&mut self, index: u32) -> Result<(), Error> {
         let index = index as usize;
         let kek = self.keks.get(index).cloned().ok_or_else(unknown_work)?;
+        let sealing = self.sealing;
         let open = self.session()?;
         let key = open.keys.get(index).copied().ok_or_else(unknown_work)?;
         let Some(proof) = kek.proofs.first() else { return Ok(()) };
-        prove(&open.session, key, proof).map_err(|error| kek.judge_proof(error))
+        prove(&open.session, key, &sealing, proof).map_err(|error| kek.judge_proof(error))
     }
 
     fn session(&mut self) -> Result<&OpenSession, Error> {
@@ -167,8 +173,8 @@ impl SessionThread {
 }
 
 /// Opens a proof blob and compares the challenge.
-pub(super) fn prove(session: &Session, key: Key, proof: &link::Proof) -> Result<(), Error> {
-    let challenge = open_blob(session, key, proof.open.as_ref().ok_or_else(unknown_work)?)?;
+pub(super) fn prove(session: &Session, key: Key, sealing: &Sealing, proof: &link::Proof) -> Result<(), Error> {
+    let challenge = open_blob(session, key, sealing, proof.open.as_ref().ok_or_else(unknown_work)?)?;
     let digest = Sha256::digest(&*challenge);
     if bool::from(digest.as_slice().ct_eq(&proof.digest)) {
         return Ok(());
@@ -191,11 +197,16 @@ pub(super) fn failure(error: &Error) -> link::Failure {
     }
 }
 
-fn open_blob(session: &Session, key: Key, work: &link::Open) -> Result<Zeroizing<Vec<u8>>, Error> {
+fn open_blob(session: &Session, key: Key, sealing: &Sealing, work: &link::Open) -> Result<Zeroizing<Vec<u8>>, Error> {
     let form = form(work.form.as_ref())?;
-    match (form.seal, form.iv_layout) {
-        (Seal::AesGcm, IvLayout::Sent) => session.open(key, &work.iv, &work.context, &work.ciphertext),
-    }
+    session.open(key, sealing, form, &work.iv, &work.context, &work.ciphertext)
+}
+
+/// How the front says that this token seals.
+pub(super) fn sealing(sealing: Option<&link::Sealing>) -> Result<Sealing, Error> {
+    let sealing = sealing.ok_or_else(unknown_work)?;
+    let send = IvSend::from_number(sealing.send).ok_or_else(unknown_work)?;
+    Ok(Sealing { form: form(sealing.form.as_ref())?, send, mechanism: sealing.mechanism })
 }
 
 fn form(form: Option<&link::Form>) -> Result<SealForm, Error> {

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use cryptoki_sys as sys;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use super::session::{SessionThread, prove};
+use super::session::{SessionThread, prove, sealing};
 use crate::attributes::{AttributeName, AttributeValue, Attributes, deviations};
 use crate::class::Class;
 use crate::pin::PinSource;
@@ -80,6 +80,7 @@ pub(super) fn start(request: &link::Start, streams: Vec<UnixStream>) -> Result<S
     let login = token.login(&pin)?;
     drop(pin);
 
+    let sealing = sealing(request.sealing.as_ref())?;
     let keks: Vec<Kek> = request.keks.iter().map(kek).collect();
     for kek in &keks {
         let key = kek.find(&login)?;
@@ -89,13 +90,13 @@ pub(super) fn start(request: &link::Start, streams: Vec<UnixStream>) -> Result<S
             return Err(Error::KekWeak { label: kek.label.clone(), deviations });
         }
         for proof in &kek.proofs {
-            prove(&login, key, proof).map_err(|error| kek.judge_proof(error))?;
+            prove(&login, key, &sealing, proof).map_err(|error| kek.judge_proof(error))?;
         }
     }
 
     let threads = streams
         .into_iter()
-        .map(|stream| SessionThread::new(stream, token.clone(), keks.clone()).map(SessionThread::spawn))
+        .map(|stream| SessionThread::new(stream, token.clone(), sealing, keks.clone()).map(SessionThread::spawn))
         .collect::<Result<Vec<_>, _>>()?;
     let info = module.info()?;
     let token_info = token.info();

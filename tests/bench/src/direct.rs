@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use hsm_kms::pin::PinSource;
 use hsm_kms::pkcs11::Module;
 use hsm_kms::record::KekRecord;
-use hsm_kms::seal::SealForm;
+use hsm_kms::pkcs11::Sealed;
+use hsm_kms::seal::Sealing;
 
 use crate::Args;
 
@@ -36,10 +37,10 @@ pub fn measure(args: &Args, span: Duration) -> Direct {
     let token = module.token(&record.token.label).expect("token");
     let session = token.login(&PinSource::File(args.pin.clone()).read().expect("PIN")).expect("login");
     let key = session.key(&record.kek.label, record.kek.id.as_bytes()).expect("KEK");
-    let (form, context, seed) = (SealForm::AES_GCM_SENT, [1; 32], [2; 32]);
-    let (iv, ciphertext) = session.seal(key, form, &context, &seed).expect("seal");
-    let seal = median(span / 2, || drop(session.seal(key, form, &context, &seed).expect("seal")));
-    let open = median(span / 2, || drop(session.open(key, &iv, &context, &ciphertext).expect("open")));
+    let (sealing, context, seed) = (Sealing::AES_GCM_SENT, [1; 32], [2; 32]);
+    let Sealed { iv, ciphertext } = session.seal(key, &sealing, &context, &seed).expect("seal");
+    let seal = median(span / 2, || drop(session.seal(key, &sealing, &context, &seed).expect("seal")));
+    let open = median(span / 2, || drop(session.open(key, &sealing, sealing.form, &iv, &context, &ciphertext).expect("open")));
     println!("{seal} {open}");
     std::process::exit(0);
 }

@@ -210,8 +210,12 @@ mod tests {
             (changed(4, 0), BlobError::Version { version: 0 }),
             (changed(4, 2), BlobError::Version { version: 2 }),
             (changed(5, 0), BlobError::Seal { code: 0 }),
-            (changed(5, 2), BlobError::Seal { code: 2 }),
-            (changed(6, 2), BlobError::IvLayout { code: 2 }),
+            (changed(5, 4), BlobError::Seal { code: 4 }),
+            // Key wrap takes no IV, and GCM with its IV inside keeps none apart.
+            (changed(5, 2), BlobError::IvLength { found: 12 }),
+            (changed(6, 5), BlobError::IvLength { found: 12 }),
+            (changed(6, 0), BlobError::IvLayout { code: 0 }),
+            (changed(6, 6), BlobError::IvLayout { code: 6 }),
             (changed(7, 11), BlobError::IvLength { found: 11 }),
             (changed(7, 255), BlobError::IvLength { found: 255 }),
         ] {
@@ -225,10 +229,10 @@ mod tests {
     #[test]
     fn parts_that_do_not_fit_make_no_blob() {
         let form = SealForm::AES_GCM_SENT;
-        let wrong_form = SealForm { iv_length: 16, ..form };
+        let wrong_form = SealForm { iv_length: 13, ..form };
         assert_eq!(Blob::new(form, &[0; 11], &[0; 17]), Err(BlobError::IvLength { found: 11 }));
-        assert_eq!(Blob::new(wrong_form, &[0; 16], &[0; 17]), Err(BlobError::IvLength { found: 16 }));
-        assert_eq!(Blob::new(wrong_form, &[0; 12], &[0; 17]), Err(BlobError::IvLength { found: 16 }));
+        assert_eq!(Blob::new(wrong_form, &[0; 13], &[0; 17]), Err(BlobError::IvLength { found: 13 }));
+        assert_eq!(Blob::new(wrong_form, &[0; 12], &[0; 17]), Err(BlobError::IvLength { found: 13 }));
         assert_eq!(Blob::new(form, &[0; 12], &[0; 16]), Err(BlobError::Truncated { bytes: 36 }));
         assert_eq!(Blob::new(form, &[0; 12], &[0; 1005]), Err(BlobError::TooLong { bytes: 1025 }));
     }
@@ -236,17 +240,42 @@ mod tests {
     #[test]
     fn the_longest_plaintext_fits_every_overhead() {
         assert_eq!(MAX_PLAINTEXT_BYTES, 928);
-        let Rules { iv_bytes, tag_bytes } = rules(SealForm::AES_GCM_SENT);
-        assert!(HEADER_BYTES + usize::from(iv_bytes) + tag_bytes <= MAX_OVERHEAD_BYTES);
+        for form in forms() {
+            let overhead = HEADER_BYTES + usize::from(form.iv_length) + form.shortest_ciphertext() - 1;
+            assert!(overhead <= MAX_OVERHEAD_BYTES, "{form:?}: {overhead}");
+        }
+    }
+
+    /// Every consistent form.
+    fn forms() -> Vec<SealForm> {
+        let mut forms = Vec::new();
+        for seal in Seal::ALL {
+            for iv_layout in IvLayout::ALL {
+                forms.extend((0..=255).map(|iv_length| SealForm { seal, iv_layout, iv_length }));
+            }
+        }
+        forms.retain(|form| form.is_consistent());
+        forms
+    }
+
+    #[test]
+    fn there_are_as_many_forms_as_documented() {
+        // GCM: four layouts with 12 or 16 bytes, and inside; key wrap; CCM.
+        assert_eq!(forms().len(), 4 * 2 + 1 + 1 + 1);
     }
 
     proptest! {
         #[test]
-        fn parts_come_back(iv: [u8; 12], ciphertext in prop::collection::vec(any::<u8>(), 17..=1004)) {
-            let blob = Blob::new(SealForm::AES_GCM_SENT, &iv, &ciphertext).unwrap();
+        fn parts_come_back(
+            form in prop::sample::select(forms()),
+            iv: [u8; 16],
+            ciphertext in prop::collection::vec(any::<u8>(), 63..=1000),
+        ) {
+            let iv = &iv[..form.iv_length.into()];
+            let blob = Blob::new(form, iv, &ciphertext).unwrap();
             let bytes = blob.encode();
             prop_assert_eq!(Blob::parse(&bytes), Ok(blob));
-            prop_assert_eq!(bytes.len(), 20 + ciphertext.len());
+            prop_assert_eq!(bytes.len(), 8 + iv.len() + ciphertext.len());
         }
 
         #[test]

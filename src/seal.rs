@@ -1,20 +1,29 @@
 //! How a seed is sealed: the mechanism and where its IV lives. The codes are part of the sealed blob (docs/formats.md).
 
-/// The sealing mechanism. The numbers are frozen: they are stored in etcd.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+use serde::{Deserialize, Serialize};
+
+/// The sealing mechanism. The numbers are frozen: they are stored in etcd. Serialised by the word that profiles use.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum Seal {
-    /// `CKM_AES_GCM` through `C_Encrypt`, 128-bit tag at the end of the ciphertext.
+    /// AES-256-GCM with a 128-bit tag. The context is the AAD.
     AesGcm = 1,
+    /// AES key wrap with padding (RFC 5649). It has no AAD: the context stands in front of the plaintext.
+    AesKwp = 2,
+    /// Yubico's AES-CCM wrap. The device makes the nonce; the context stands in front of the plaintext.
+    YubicoCcm = 3,
+    /// AES-CBC, then HMAC-SHA-256 with a second key over context, IV and ciphertext.
+    AesCbcHmac = 4,
 }
 
 impl Seal {
-    /// The seal with this code, if this release knows it.
+    /// All seals, in the order of their codes.
+    pub const ALL: [Self; 4] = [Self::AesGcm, Self::AesKwp, Self::YubicoCcm, Self::AesCbcHmac];
+
+    /// The seal with this code.
     pub fn from_code(code: u8) -> Option<Self> {
-        match code {
-            1 => Some(Self::AesGcm),
-            _ => None,
-        }
+        Self::ALL.into_iter().find(|seal| seal.code() == code)
     }
 
     /// The code in the sealed blob.
@@ -24,26 +33,60 @@ impl Seal {
 }
 
 /// Where the IV of a sealed blob came from. The numbers are frozen: they are stored in etcd.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum IvLayout {
     /// The caller made the IV and sent it in the mechanism parameter.
     Sent = 1,
+    /// The module wrote its own IV into the mechanism parameter.
+    Param = 2,
+    /// The module put its IV behind the ciphertext and tag.
+    Suffix = 3,
+    /// The module put its IV in front of the ciphertext.
+    Prefix = 4,
+    /// There is no IV, or it lies in the ciphertext where only the module finds it.
+    Inside = 5,
 }
 
 impl IvLayout {
-    /// The layout with this code, if this release knows it.
+    /// All layouts, in the order of their codes.
+    pub const ALL: [Self; 5] = [Self::Sent, Self::Param, Self::Suffix, Self::Prefix, Self::Inside];
+
+    /// The layout with this code.
     pub fn from_code(code: u8) -> Option<Self> {
-        match code {
-            1 => Some(Self::Sent),
-            _ => None,
-        }
+        Self::ALL.into_iter().find(|layout| layout.code() == code)
     }
 
     /// The code in the sealed blob.
     pub fn code(self) -> u8 {
         self as u8
     }
+}
+
+/// What stands in the mechanism parameter's IV when a seal begins. Not stored: opening does not need it.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IvSend {
+    /// Random bytes from the kernel.
+    Random,
+    /// Zeros: the module writes its own IV over them.
+    Zeros,
+    /// A NULL pointer and length 0: the module makes its own IV, or the mechanism has none.
+    #[serde(rename = "none")]
+    Null,
+}
+
+/// The PKCS#11 functions that seal and open.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SealCall {
+    /// `C_Encrypt` and `C_Decrypt`.
+    Encrypt,
+    /// `C_EncryptMessage` and `C_DecryptMessage` (PKCS#11 3.0), if the mechanism's flags say so, too.
+    Message,
+    /// `C_WrapKey` and `C_UnwrapKey`.
+    Wrap,
 }
 
 /// A seal with its IV layout and IV length: what a profile chooses and a blob records.
@@ -60,4 +103,32 @@ pub struct SealForm {
 impl SealForm {
     /// AES-GCM with a random 12-byte IV made by the worker: the form every GCM token takes (NIST SP 800-38D 8.2.2).
     pub const AES_GCM_SENT: Self = Self { seal: Seal::AesGcm, iv_layout: IvLayout::Sent, iv_length: 12 };
+}
+
+/// How new seeds are sealed on a token.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Sealing {
+    /// What the blob records.
+    pub form: SealForm,
+    /// What stands in the IV when a seal begins.
+    pub send: IvSend,
+    /// `CK_MECHANISM_TYPE`: vendors have numbers of their own.
+    pub mechanism: u64,
+    /// The functions that do it.
+    pub call: SealCall,
+}
+
+impl Sealing {
+    /// `CKM_AES_GCM` (0x1087) by `C_Encrypt`, with a random 12-byte IV sent by us.
+    pub const AES_GCM_SENT: Self = Self {
+        form: SealForm::AES_GCM_SENT,
+        send: IvSend::Random,
+        mechanism: cryptoki_sys::CKM_AES_GCM,
+        call: SealCall::Encrypt,
+    };
+
+    /// Whether this release can seal and open so. The one place that decides it: a start with anything else is refused.
+    pub fn is_supported(&self) -> bool {
+        *self == Self::AES_GCM_SENT
+    }
 }

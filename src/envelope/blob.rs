@@ -26,7 +26,7 @@ pub struct Blob<'a> {
 impl<'a> Blob<'a> {
     /// A blob of these parts, if they fit the form: IV length, at least one byte beside the tag, 1024 bytes in all.
     pub fn new(form: SealForm, iv: &'a [u8], ciphertext: &'a [u8]) -> Result<Self, BlobError> {
-        let Rules { iv_bytes, tag_bytes } = rules(form);
+        let Rules { iv_bytes, tag_bytes } = rules(form)?;
         if form.iv_length != iv_bytes || iv.len() != usize::from(iv_bytes) {
             let found = if form.iv_length == iv_bytes { iv.len() } else { form.iv_length.into() };
             return Err(BlobError::IvLength { found, allowed: iv_bytes });
@@ -61,7 +61,7 @@ impl<'a> Blob<'a> {
             iv_layout: IvLayout::from_code(iv_layout).ok_or(BlobError::IvLayout { code: iv_layout })?,
             iv_length,
         };
-        let allowed = rules(form).iv_bytes;
+        let allowed = rules(form)?.iv_bytes;
         if iv_length != allowed {
             return Err(BlobError::IvLength { found: iv_length.into(), allowed });
         }
@@ -184,9 +184,12 @@ struct Rules {
     tag_bytes: usize,
 }
 
-fn rules(form: SealForm) -> Rules {
+/// The other seals and layouts have their codes, and no release has sealed with them yet.
+fn rules(form: SealForm) -> Result<Rules, BlobError> {
     match (form.seal, form.iv_layout) {
-        (Seal::AesGcm, IvLayout::Sent) => Rules { iv_bytes: 12, tag_bytes: 16 },
+        (Seal::AesGcm, IvLayout::Sent) => Ok(Rules { iv_bytes: 12, tag_bytes: 16 }),
+        (Seal::AesGcm, layout) => Err(BlobError::IvLayout { code: layout.code() }),
+        (seal, _) => Err(BlobError::Seal { code: seal.code() }),
     }
 }
 
@@ -250,7 +253,7 @@ mod tests {
     #[test]
     fn the_longest_plaintext_fits_every_overhead() {
         assert_eq!(MAX_PLAINTEXT_BYTES, 928);
-        let Rules { iv_bytes, tag_bytes } = rules(SealForm::AES_GCM_SENT);
+        let Rules { iv_bytes, tag_bytes } = rules(SealForm::AES_GCM_SENT).unwrap();
         assert!(HEADER_BYTES + usize::from(iv_bytes) + tag_bytes <= MAX_OVERHEAD_BYTES);
     }
 

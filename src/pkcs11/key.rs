@@ -89,6 +89,9 @@ impl Session {
         context: &[u8],
         plaintext: &[u8],
     ) -> Result<(Vec<u8>, Vec<u8>), Error> {
+        if form != SealForm::AES_GCM_SENT {
+            return Err(Error::SealUnsupported { form });
+        }
         let mut iv = vec![0; usize::from(form.iv_length)];
         getrandom::fill(&mut iv).map_err(|error| Error::Unreadable(format!("no kernel randomness: {error}")))?;
         let gcm = Gcm { iv: &iv, aad: context };

@@ -195,6 +195,7 @@ fn open_blob(session: &Session, key: Key, work: &link::Open) -> Result<Zeroizing
     let form = form(work.form.as_ref())?;
     match (form.seal, form.iv_layout) {
         (Seal::AesGcm, IvLayout::Sent) => session.open(key, &work.iv, &work.context, &work.ciphertext),
+        _ => Err(Error::SealUnsupported { form }),
     }
 }
 

@@ -1,22 +1,27 @@
 //! How a seed is sealed: the mechanism and where its IV lives. The codes are part of the sealed blob (docs/formats.md).
 
-/// The sealing mechanism. The numbers are frozen: they are stored in etcd.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+use serde::{Deserialize, Serialize};
+
+/// The sealing mechanism. The numbers are frozen: they are stored in etcd. Serialised by the word that profiles use.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum Seal {
-    /// `CKM_AES_GCM` through `C_Encrypt`, 128-bit tag at the end of the ciphertext. The context is the AAD.
+    /// AES-256-GCM with a 128-bit tag. The context is the AAD.
     AesGcm = 1,
-    /// AES key wrap with padding (RFC 5649) through `C_Encrypt`. The context stands in front of the plaintext.
+    /// AES key wrap with padding (RFC 5649). It has no AAD: the context stands in front of the plaintext.
     AesKwp = 2,
     /// Yubico's AES-CCM wrap. The device makes the nonce; the context stands in front of the plaintext.
     YubicoCcm = 3,
+    /// AES-CBC, then HMAC-SHA-256 with a second key over context, IV and ciphertext.
+    AesCbcHmac = 4,
 }
 
 impl Seal {
     /// All seals, in the order of their codes.
-    pub const ALL: [Self; 3] = [Self::AesGcm, Self::AesKwp, Self::YubicoCcm];
+    pub const ALL: [Self; 4] = [Self::AesGcm, Self::AesKwp, Self::YubicoCcm, Self::AesCbcHmac];
 
-    /// The seal with this code, if this release knows it.
+    /// The seal with this code.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|seal| seal.code() == code)
     }
@@ -28,12 +33,13 @@ impl Seal {
 }
 
 /// Where the IV of a sealed blob came from. The numbers are frozen: they are stored in etcd.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum IvLayout {
     /// The caller made the IV and sent it in the mechanism parameter.
     Sent = 1,
-    /// The module wrote its own IV over the one in the mechanism parameter.
+    /// The module wrote its own IV into the mechanism parameter.
     Param = 2,
     /// The module put its IV behind the ciphertext and tag.
     Suffix = 3,
@@ -47,7 +53,7 @@ impl IvLayout {
     /// All layouts, in the order of their codes.
     pub const ALL: [Self; 5] = [Self::Sent, Self::Param, Self::Suffix, Self::Prefix, Self::Inside];
 
-    /// The layout with this code, if this release knows it.
+    /// The layout with this code.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|layout| layout.code() == code)
     }
@@ -59,15 +65,16 @@ impl IvLayout {
 }
 
 /// What stands in the mechanism parameter's IV when a seal begins. Not stored: opening does not need it.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-#[repr(u8)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum IvSend {
     /// Random bytes from the kernel.
-    Random = 1,
-    /// Zeros: the module writes its own over them.
-    Zeros = 2,
-    /// A NULL pointer and length 0: the module makes its own.
-    Null = 3,
+    Random,
+    /// Zeros: the module writes its own IV over them.
+    Zeros,
+    /// A NULL pointer and length 0: the module makes its own IV, or the mechanism has none.
+    #[serde(rename = "none")]
+    Null,
 }
 
 impl IvSend {
@@ -75,6 +82,18 @@ impl IvSend {
     pub fn from_number(number: u32) -> Option<Self> {
         [Self::Random, Self::Zeros, Self::Null].into_iter().find(|send| *send as u32 == number)
     }
+}
+
+/// The PKCS#11 functions that seal and open.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SealCall {
+    /// `C_Encrypt` and `C_Decrypt`.
+    Encrypt,
+    /// `C_EncryptMessage` and `C_DecryptMessage` (PKCS#11 3.0), if the mechanism's flags say so, too.
+    Message,
+    /// `C_WrapKey` and `C_UnwrapKey`.
+    Wrap,
 }
 
 /// A seal with its IV layout and IV length: what a profile chooses and a blob records.
@@ -92,9 +111,10 @@ impl SealForm {
     /// AES-GCM with a random 12-byte IV made by the worker: the form every GCM token takes (NIST SP 800-38D 8.2.2).
     pub const AES_GCM_SENT: Self = Self { seal: Seal::AesGcm, iv_layout: IvLayout::Sent, iv_length: 12 };
 
-    /// Whether seal, layout and length go together.
+    /// Whether seal, layout and length go together, and this release opens such blobs.
     pub fn is_consistent(self) -> bool {
         match (self.seal, self.iv_layout) {
+            (Seal::AesCbcHmac, _) => false,
             (_, IvLayout::Inside) => self.iv_length == 0,
             (Seal::AesGcm, _) => matches!(self.iv_length, 12 | 16),
             (Seal::AesKwp | Seal::YubicoCcm, _) => false,
@@ -106,8 +126,8 @@ impl SealForm {
         match (self.seal, self.iv_layout) {
             (Seal::AesGcm, IvLayout::Inside) => 1 + 12 + 16,
             (Seal::AesGcm, _) => 1 + 16,
-            // The context of 32 bytes and one more, padded to 40, and one block of 8.
-            (Seal::AesKwp, _) => 48,
+            // Key wrap: 32 bytes of context and one more, padded to 40, and 8. CBC: one block of 16, and a MAC of 32.
+            (Seal::AesKwp | Seal::AesCbcHmac, _) => 48,
             (Seal::YubicoCcm, _) => 32 + 1 + 30,
         }
     }
@@ -120,11 +140,23 @@ pub struct Sealing {
     pub form: SealForm,
     /// What stands in the IV when a seal begins.
     pub send: IvSend,
-    /// `CK_MECHANISM_TYPE` of the seal: vendors have numbers of their own.
+    /// `CK_MECHANISM_TYPE`: vendors have numbers of their own.
     pub mechanism: u64,
+    /// The functions that do it.
+    pub call: SealCall,
 }
 
 impl Sealing {
-    /// `CKM_AES_GCM` (0x1087), a random 12-byte IV sent by us.
-    pub const AES_GCM_SENT: Self = Self { form: SealForm::AES_GCM_SENT, send: IvSend::Random, mechanism: 0x1087 };
+    /// `CKM_AES_GCM` (0x1087) by `C_Encrypt`, with a random 12-byte IV sent by us.
+    pub const AES_GCM_SENT: Self = Self {
+        form: SealForm::AES_GCM_SENT,
+        send: IvSend::Random,
+        mechanism: cryptoki_sys::CKM_AES_GCM,
+        call: SealCall::Encrypt,
+    };
+
+    /// Whether this release can seal and open so. The one place that decides it: a start with anything else is refused.
+    pub fn is_supported(&self) -> bool {
+        self.form.is_consistent() && self.call == SealCall::Encrypt
+    }
 }

@@ -135,7 +135,7 @@ pub fn run(plan: &Plan, watcher: Watcher<'_>) -> Result<Outcome, CeremonyError> 
 
     watcher(Progress::Begins("load the module and find the token"));
     let profile = &plan.token.profile;
-    let module = Module::load(&plan.token.module, &profile.module.manufacturer, profile.codes.clone())?;
+    let module = Module::load(&plan.token.module, &profile.module.manufacturers, profile.codes.clone())?;
     let token = module.token(&plan.token.label)?;
     let info = token.info();
     watcher(Progress::Done(&format!("{} {}, serial {}", info.manufacturer, info.model, info.serial)));
@@ -168,7 +168,7 @@ pub fn run(plan: &Plan, watcher: Watcher<'_>) -> Result<Outcome, CeremonyError> 
             Kind::Rehearsal,
             ceremony,
             plan.cluster.clone(),
-            profile.name.clone(),
+            profile.full_name(),
             module_record(&module, &plan.token.module)?,
             token_record(&token),
             Kek { id: cka_id(&id)?, label: plan.kek.label.clone(), attributes },
@@ -222,7 +222,7 @@ fn prove(
 
     watcher(Progress::Begins("seal and open proof blobs"));
     let proofs = (0..PROOFS)
-        .map(|_| proof(&session, key, &plan.token.profile.seal, ceremony, id))
+        .map(|_| proof(&session, key, &plan.token.sealing, ceremony, id))
         .collect::<Result<Vec<_>, _>>()?;
     watcher(Progress::Done(&format!("{PROOFS} proof blobs; a changed blob and a wrong context were refused")));
     Ok((proofs, attributes, refusals, permitted))

@@ -3,6 +3,7 @@
 mod call;
 mod ceremony;
 mod error;
+mod profiles;
 mod serve;
 mod worker;
 
@@ -25,6 +26,8 @@ enum Command {
     Call(call::CallArgs),
     /// Make a KEK in an HSM and write its record
     Ceremony(ceremony::CeremonyArgs),
+    /// Show and check vendor profiles: what is known of each kind of HSM
+    Profiles(profiles::ProfilesArgs),
     /// Serve KMS v2 on a Unix socket
     Serve(serve::ServeArgs),
     /// The process that loads the vendor module; started by serve, never by hand
@@ -37,6 +40,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     match args.command {
         Command::Call(args) => call::run(args).map(|()| ExitCode::Done),
         Command::Ceremony(args) => ceremony::run(args).map(|()| ExitCode::Done),
+        Command::Profiles(args) => profiles::run(args).map(|()| ExitCode::Done),
         Command::Serve(args) => serve::run(&args).map(|()| ExitCode::Done),
         Command::Worker => worker::run(),
     }

@@ -43,6 +43,14 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
+    let unproved = config.token.profile.unproved();
+    if !unproved.is_empty() {
+        tracing::warn!(
+            profile = config.token.profile.full_name(),
+            "not proved by a test or on a device, only by documents or not at all: {}",
+            unproved.join(", ")
+        );
+    }
     let record = read_record(&config)?;
     let spec = worker_spec(&config, &record);
 
@@ -63,7 +71,7 @@ async fn serve(config: &Config, record: &KekRecord, spec: WorkerSpec) -> Result<
         hint: error.hint(),
     })?;
     let token = Token::start(spec, config.limits.queue);
-    let keyring = Arc::new(Keyring::new(record, config.token.profile.seal.form, token.clone()));
+    let keyring = Arc::new(Keyring::new(record, config.token.sealing.form, token.clone()));
     tracing::info!(
         socket = %path.display(),
         key_id_hash = keyring.active().hash(),
@@ -153,13 +161,13 @@ fn worker_spec(config: &Config, record: &KekRecord) -> WorkerSpec {
         .collect();
     let start = link::Start {
         module: config.token.module.display().to_string(),
-        manufacturer: config.token.profile.module.manufacturer.clone(),
+        manufacturers: config.token.profile.module.manufacturers.clone(),
         token_label: config.token.label.clone(),
         token_serial: record.token.serial.clone(),
         pin: Some(crate::token::wire_pin(&config.token.pin)),
         keks: vec![keyring::wire_kek(record)],
         codes,
-        sealing: Some(keyring::wire_sealing(&config.token.profile.seal)),
+        sealing: Some(keyring::wire_sealing(&config.token.sealing)),
     };
     WorkerSpec { start, sessions: config.limits.sessions, environment: config.token.environment.clone() }
 }

@@ -92,6 +92,17 @@ impl File {
         let FileKek { record, allow_rehearsal } = kek;
         let FileLimits { queue, sessions, deadline_ms } = limits;
         let FileLog { format, level } = log;
+        // One session more: the login is kept on a session of its own.
+        if let Some(max) = profile.sessions.max.filter(|max| sessions + 1 > *max) {
+            return Err(Fault::Rule {
+                field: "limits.sessions",
+                problem: format!(
+                    "an HSM of profile {} has {max} sessions, one of them for the login",
+                    profile.full_name()
+                ),
+                hint: format!("set it to at most {}", max - 1),
+            });
+        }
         Ok(Config {
             cluster,
             socket: Socket { path: path.0, mode: mode.0 },

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::pin::PinSource;
 use crate::profile::{Profile, ProfileError};
+use crate::seal::Sealing;
 use crate::strict::{self, AbsolutePath, EnvironmentName, Fault};
 
 /// An HSM token and how it is reached.
@@ -15,6 +16,8 @@ use crate::strict::{self, AbsolutePath, EnvironmentName, Fault};
 pub struct Token {
     /// The vendor profile.
     pub profile: Profile,
+    /// How new seeds are sealed, as the profile says.
+    pub sealing: Sealing,
     /// Absolute path of the PKCS#11 module.
     pub module: PathBuf,
     /// The token's label, 1 to 32 bytes.
@@ -66,6 +69,11 @@ impl FileToken {
     /// The checked section, given the profile that it names. Without a module path, the first of the profile's that exists.
     pub fn check(self, profile: Profile) -> Result<Token, Fault> {
         let Self { profile: _, module, label, pin, environment } = self;
+        let sealing = profile.usable().map_err(|unusable| Fault::Rule {
+            field: "token.profile",
+            problem: unusable.to_string(),
+            hint: unusable.hint().to_owned(),
+        })?;
         let pin = pin.check()?;
         let environment: BTreeMap<_, _> = environment.into_iter().map(|(name, value)| (name.0, value.0)).collect();
         if let PinSource::Environment(name) = &pin
@@ -77,7 +85,9 @@ impl FileToken {
                 hint: format!("remove {name} here and set it where hsm-kms is started, or use `pin: {{ file: ... }}`"),
             });
         }
+        check_files(&profile, &environment)?;
         Ok(Token {
+            sealing,
             module: module.map_or_else(|| installed_module(&profile), |path| Ok(path.0))?,
             profile,
             label: label.0,
@@ -111,6 +121,30 @@ impl FilePin {
     }
 }
 
+/// The module's own files must be there, unless a variable sends it to others: modules answer a missing one vaguely.
+fn check_files(profile: &Profile, environment: &BTreeMap<String, String>) -> Result<(), Fault> {
+    let module = &profile.module;
+    if module.environment.iter().any(|name| environment.contains_key(name)) {
+        return Ok(());
+    }
+    let missing = module.files.iter().find(|path| !path.is_file());
+    missing.map_or(Ok(()), |path| {
+        let variables = match module.environment.as_slice() {
+            [] => String::new(),
+            names => format!(", or set {} under token.environment", names.join(" or ")),
+        };
+        Err(Fault::Rule {
+            field: "token.profile",
+            problem: format!(
+                "the module of profile {} needs {}, and it is not there",
+                profile.full_name(),
+                path.display()
+            ),
+            hint: format!("set the HSM's client up with the vendor's tool{variables}"),
+        })
+    })
+}
+
 /// The first of the profile's paths where there is a file.
 fn installed_module(profile: &Profile) -> Result<PathBuf, Fault> {
     let paths = &profile.module.paths;
@@ -118,8 +152,11 @@ fn installed_module(profile: &Profile) -> Result<PathBuf, Fault> {
         let tried: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
         Fault::Rule {
             field: "token.module",
-            problem: format!("no module of profile {} is installed", profile.name),
-            hint: format!("install it or name its path; tried: {}", tried.join(", ")),
+            problem: format!("no module of profile {} is installed", profile.full_name()),
+            hint: match tried.as_slice() {
+                [] => "name its path: the profile knows none".to_owned(),
+                tried => format!("install it or name its path; tried: {}", tried.join(", ")),
+            },
         }
     })
 }
@@ -128,12 +165,17 @@ impl FromStr for ProfileSource {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.contains('/') {
+        let is_variant = text.split_once('/').is_some_and(|(name, variant)| is_word(name) && is_word(variant));
+        if text.contains('/') && !is_variant {
             text.parse::<AbsolutePath>().map(|path| Self::File(path.0))
         } else {
             Ok(Self::BuiltIn(text.to_owned()))
         }
     }
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
 }
 
 struct TokenLabel(String);

@@ -12,6 +12,7 @@ use super::raw::CallFailed;
 use crate::attributes::Deviation;
 use crate::class::Class;
 use crate::profile::CodeOverride;
+use crate::seal::SealForm;
 
 /// A failure of the PKCS#11 layer. Texts hold names, labels and return codes, never a PIN, plaintext or key handle.
 #[derive(Debug, Error)]
@@ -72,10 +73,10 @@ pub enum Error {
         reason: String,
     },
     /// The module is not the vendor's that the profile is for.
-    #[error("the module says manufacturer {found:?}, the profile is for {expected:?}")]
+    #[error("the module says manufacturer {found:?}, the profile is for {}", labels(expected))]
     Manufacturer {
-        /// As in the profile.
-        expected: String,
+        /// As in the profile; any of these.
+        expected: Vec<String>,
         /// `manufacturerID` of `C_GetInfo`.
         found: String,
     },
@@ -95,6 +96,12 @@ pub enum Error {
     Sealing {
         /// What it did.
         what: String,
+    },
+    /// A form of sealing that this release does not have.
+    #[error("this release cannot seal or open with {:?}, IV layout {:?}", form.seal, form.iv_layout)]
+    SealUnsupported {
+        /// As the profile or the blob says.
+        form: SealForm,
     },
     /// The module keeps separate state for each function list.
     #[error("the module does not know its own session on its second function list")]
@@ -164,6 +171,7 @@ impl Error {
             | Self::Pin(_)
             | Self::PinAtRisk { .. }
             | Self::Sealing { .. }
+            | Self::SealUnsupported { .. }
             | Self::SplitState
             | Self::TokenSerial { .. }
             | Self::TokenTwice { .. } => Class::PinOrConfig,
@@ -189,6 +197,7 @@ impl Error {
             Self::Pin(_) => "the PIN source cannot be used",
             Self::PinAtRisk { .. } => "the token's PIN is locked or on its last try; no login was tried",
             Self::Sealing { .. } => "the PKCS#11 module does not seal as its profile says",
+            Self::SealUnsupported { .. } => "this release cannot seal in the form that was asked for",
             Self::SplitState => "the PKCS#11 module cannot be used: it splits its state",
             Self::TokenAbsent { .. } => "the token is not there",
             Self::TokenSerial { .. } => "the token is not the one of the record",
@@ -219,6 +228,10 @@ impl Error {
                     .to_owned()
             }
             Self::Sealing { .. } => "choose the profile and variant of this module and its mode".to_owned(),
+            Self::SealUnsupported { .. } => {
+                "choose a profile or variant whose seal this release has (docs/profiles.md), or use a later release"
+                    .to_owned()
+            }
             Self::SplitState => "p11-kit's client module does this; name the vendor's module itself".to_owned(),
             Self::TokenAbsent { .. } => {
                 "check token.label, the module's own configuration, and the connection to the HSM".to_owned()

@@ -83,9 +83,9 @@ pub struct Session {
 impl Module {
     /// Loads and initialises the module, and checks that it is the vendor's that the profile is for.
     ///
-    /// `manufacturer` is compared with `C_GetInfo` (empty: not checked), since another library of the same name, or a proxy's
+    /// One of `manufacturers` must be what `C_GetInfo` says (none: not checked), since another library of the same name, or a proxy's
     /// interface, would otherwise be driven with the wrong profile.
-    pub fn load(path: &Path, manufacturer: &str, codes: Vec<CodeOverride>) -> Result<Self, Error> {
+    pub fn load(path: &Path, manufacturers: &[String], codes: Vec<CodeOverride>) -> Result<Self, Error> {
         let load = |reason: String| Error::Load { path: path.to_owned(), reason };
         let functions = Functions::load(path).map_err(load)?;
         let cryptoki = Pkcs11::new(path).map_err(|error| load(error.to_string()))?;
@@ -94,8 +94,8 @@ impl Module {
             .map_err(|error| Error::from_cryptoki(error, &codes))?;
         let module = Self { inner: Arc::new(Inner { cryptoki, functions, codes }) };
         let found = module.info()?.manufacturer;
-        if !manufacturer.is_empty() && found != manufacturer {
-            return Err(Error::Manufacturer { expected: manufacturer.to_owned(), found });
+        if !manufacturers.is_empty() && !manufacturers.contains(&found) {
+            return Err(Error::Manufacturer { expected: manufacturers.to_vec(), found });
         }
         Ok(module)
     }
@@ -208,6 +208,7 @@ pub fn default_mechanism(seal: Seal) -> u64 {
         Seal::AesGcm => sys::CKM_AES_GCM,
         Seal::AesKwp => sys::CKM_AES_KEY_WRAP_KWP,
         Seal::YubicoCcm => CKM_YUBICO_AES_CCM_WRAP,
+        Seal::AesCbcHmac => sys::CKM_AES_CBC,
     }
 }
 

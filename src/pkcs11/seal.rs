@@ -20,6 +20,7 @@ impl Session {
         match sealing.form.seal {
             Seal::AesGcm => gcm::seal(self, key, sealing, context, plaintext),
             Seal::AesKwp | Seal::YubicoCcm => opaque::seal(self, key, sealing, context, plaintext),
+            Seal::AesCbcHmac => Err(Error::SealUnsupported { form: sealing.form }),
         }
     }
 
@@ -42,6 +43,7 @@ impl Session {
         match form.seal {
             Seal::AesGcm => gcm::open(self, key, mechanism, form, iv, context, ciphertext),
             Seal::AesKwp | Seal::YubicoCcm => opaque::open(self, key, mechanism, form, context, ciphertext),
+            Seal::AesCbcHmac => Err(Error::SealUnsupported { form }),
         }
     }
 

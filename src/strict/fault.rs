@@ -37,6 +37,18 @@ pub enum Fault {
     /// It begins with a byte-order mark.
     #[error("line 1: the file begins with a byte-order mark")]
     ByteOrderMark,
+    /// Values of one file that are good alone do not go together.
+    #[error("{}`{field}`: {problem}", place.map(|place| format!("{place}: ")).unwrap_or_default())]
+    Conflict {
+        /// The field with the names of its mappings.
+        field: String,
+        /// Where it stands, or the nearest mapping around it that is there.
+        place: Option<Place>,
+        /// The rule that is broken.
+        problem: String,
+        /// What to do about it.
+        hint: String,
+    },
     /// A key stands twice in one mapping.
     #[error("{place}: duplicate key `{key}`")]
     DuplicateKey {
@@ -150,6 +162,7 @@ impl Fault {
     pub fn hint(&self) -> String {
         match self {
             Self::ByteOrderMark => "save it as UTF-8 without a byte-order mark".to_owned(),
+            Self::Conflict { hint, .. } => hint.clone(),
             Self::DuplicateKey { .. } => "keep one of the two".to_owned(),
             Self::Empty => "write the file first, or check its path".to_owned(),
             Self::MissingKey { .. } => "add the key".to_owned(),

@@ -3,6 +3,7 @@
 //! No error shows a value from the file: a PIN may stand where a number or a list was expected.
 
 mod fault;
+mod place;
 mod report;
 mod value;
 mod walk;
@@ -15,6 +16,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 pub use self::fault::{Fault, FileError, Place};
+pub use self::place::yaml_place;
 use self::report::{Report, json_report, yaml_report};
 pub use self::value::{AbsolutePath, EnvironmentName, from_text, line, line_or_empty, number};
 use self::walk::walk;

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::start::Kek;
 use crate::class::Class;
 use crate::pkcs11::{Error, Key, Sealed, Session, Token};
-use crate::seal::{IvLayout, IvSend, Seal, SealForm, Sealing};
+use crate::seal::{IvLayout, IvSend, Seal, SealCall, SealForm, Sealing};
 use crate::wire::{self, FrameBuffer, Spin, link};
 
 /// A session and everything needed to open another one in its place.
@@ -206,7 +206,7 @@ fn open_blob(session: &Session, key: Key, sealing: &Sealing, work: &link::Open) 
 pub(super) fn sealing(sealing: Option<&link::Sealing>) -> Result<Sealing, Error> {
     let sealing = sealing.ok_or_else(unknown_work)?;
     let send = IvSend::from_number(sealing.send).ok_or_else(unknown_work)?;
-    Ok(Sealing { form: form(sealing.form.as_ref())?, send, mechanism: sealing.mechanism })
+    Ok(Sealing { form: form(sealing.form.as_ref())?, send, mechanism: sealing.mechanism, call: SealCall::Encrypt })
 }
 
 fn form(form: Option<&link::Form>) -> Result<SealForm, Error> {

@@ -66,7 +66,7 @@ pub(super) struct Serving {
 /// Does everything that must hold before the first request, then starts one thread per session socket.
 pub(super) fn start(request: &link::Start, streams: Vec<UnixStream>) -> Result<Serving, Error> {
     let codes = request.codes.iter().map(code_override).collect();
-    let module = Module::load(&PathBuf::from(&request.module), &request.manufacturer, codes)?;
+    let module = Module::load(&PathBuf::from(&request.module), &request.manufacturers, codes)?;
     let token = module.token(&request.token_label)?;
     let serial = &token.info().serial;
     if !request.token_serial.is_empty() && request.token_serial != *serial {

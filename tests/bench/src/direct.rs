@@ -33,7 +33,7 @@ pub fn measure(args: &Args, span: Duration) -> Direct {
         return Direct { seal: numbers.next().expect("seal"), open: numbers.next().expect("open") };
     }
     let record = KekRecord::read(&args.record).expect("record");
-    let module = Module::load(&args.module, "", Vec::new()).expect("module");
+    let module = Module::load(&args.module, &[], Vec::new()).expect("module");
     let token = module.token(&record.token.label).expect("token");
     let session = token.login(&PinSource::File(args.pin.clone()).read().expect("PIN")).expect("login");
     let key = session.key(&record.kek.label, record.kek.id.as_bytes()).expect("KEK");

@@ -8,12 +8,14 @@ use crate::pkcs11::{Error, Key, KeyTemplate, Session};
 
 /// Generates the KEK. A token that refuses the optional attributes is asked again without them; what it then made is judged
 /// by reading back, not by the code it refused with.
-pub(super) fn generate(session: &Session, label: &str, id: &[u8]) -> Result<Key, Error> {
-    let template =
-        |not_copyable, only_gcm| KeyTemplate { id: id.to_vec(), label: label.to_owned(), not_copyable, only_gcm };
+pub(super) fn generate(session: &Session, template: &KeyTemplate) -> Result<Key, Error> {
     let mut refused = None;
-    for (not_copyable, only_gcm) in [(true, true), (false, true), (true, false), (false, false)] {
-        match session.generate(&template(not_copyable, only_gcm)) {
+    for without in [&[][..], &[sys::CKA_COPYABLE], &[sys::CKA_ALLOWED_MECHANISMS], &[
+        sys::CKA_COPYABLE,
+        sys::CKA_ALLOWED_MECHANISMS,
+    ]] {
+        let omit = [&template.omit, without].concat();
+        match session.generate(&KeyTemplate { omit, ..template.clone() }) {
             Ok(key) => return Ok(key),
             Err(error) if may_be_the_template(&error) => refused = Some(error),
             Err(error) => return Err(error),
@@ -23,20 +25,20 @@ pub(super) fn generate(session: &Session, label: &str, id: &[u8]) -> Result<Key,
 }
 
 /// What of the key on the token is not as a KEK must be.
-pub(super) fn deviations(found: &Attributes) -> Vec<Deviation> {
-    attributes::deviations(&strict(), found)
+pub(super) fn deviations(template: &KeyTemplate, found: &Attributes) -> Vec<Deviation> {
+    attributes::deviations(&strict(template), found)
 }
 
 /// A KEK as it must be.
-fn strict() -> Attributes {
+fn strict(template: &KeyTemplate) -> Attributes {
     AttributeName::ALL
         .into_iter()
         .map(|name| {
             let value = match name {
-                AttributeName::KeyType => AttributeValue::Number(sys::CKK_AES),
+                AttributeName::KeyType => AttributeValue::Number(template.kind),
                 AttributeName::ValueLen => AttributeValue::Number(32),
-                AttributeName::KeyGenMechanism => AttributeValue::Number(sys::CKM_AES_KEY_GEN),
-                AttributeName::AllowedMechanisms => AttributeValue::Mechanisms(vec![sys::CKM_AES_GCM]),
+                AttributeName::KeyGenMechanism => AttributeValue::Number(template.generate),
+                AttributeName::AllowedMechanisms => AttributeValue::Mechanisms(vec![template.mechanism]),
                 AttributeName::AlwaysSensitive
                 | AttributeName::Decrypt
                 | AttributeName::Encrypt

@@ -20,7 +20,8 @@ pub use self::plan::{Plan, PlanError};
 use crate::attributes::{Attributes, Deviation};
 use crate::class::Class;
 use crate::envelope::{Blob, Context};
-use crate::pkcs11::{self, Key, Module, Sealed, Session, Token};
+use crate::pkcs11::{self, Key, KeyTemplate, Module, Sealed, Session, Token};
+use crate::profile::KeyGeneration;
 use crate::record::{Ceremony, CeremonyId, CkaId, Kek, KekRecord, Kind, Proof, UtcTime};
 use crate::record::{Module as ModuleRecord, Token as TokenRecord};
 use crate::seal::Sealing;
@@ -158,11 +159,12 @@ pub fn run(plan: &Plan, watcher: Watcher<'_>) -> Result<Outcome, CeremonyError> 
         tool: concat!("hsm-kms ", env!("CARGO_PKG_VERSION")).to_owned(),
     };
     watcher(Progress::Begins("generate the KEK in the HSM"));
-    let made = generate::generate(&login, &plan.kek.label, &id)?;
-    watcher(Progress::Done("AES-256, non-extractable"));
+    let template = template(plan, &id);
+    let made = generate::generate(&login, &template)?;
+    watcher(Progress::Done("256 bits, non-extractable"));
 
     // From here on there is a key on the token: either it gets its record, or it goes.
-    let proved = prove(plan, &token, &id, &ceremony, watcher);
+    let proved = prove(plan, &token, &template, &ceremony, watcher);
     let outcome = proved.and_then(|(proofs, attributes, refusals, deviations)| {
         let record = KekRecord::new(
             Kind::Rehearsal,
@@ -196,15 +198,15 @@ type Proved = (Vec<Proof>, Attributes, Vec<Refusal>, Vec<Deviation>);
 fn prove(
     plan: &Plan,
     token: &Token,
-    id: &[u8],
+    template: &KeyTemplate,
     ceremony: &Ceremony,
     watcher: Watcher<'_>,
 ) -> Result<Proved, CeremonyError> {
     watcher(Progress::Begins("read every attribute back in a new session"));
     let session = token.open_session()?;
-    let key = session.key(&plan.kek.label, id)?;
+    let key = session.key(&template.label, &template.id)?;
     let attributes = session.attributes(key)?;
-    let deviations = generate::deviations(&attributes);
+    let deviations = generate::deviations(template, &attributes);
     let (permitted, refused): (Vec<_>, Vec<_>) =
         deviations.into_iter().partition(|deviation| plan.kek.permit.contains(&deviation.name));
     if !refused.is_empty() {
@@ -222,7 +224,7 @@ fn prove(
 
     watcher(Progress::Begins("seal and open proof blobs"));
     let proofs = (0..PROOFS)
-        .map(|_| proof(&session, key, &plan.token.sealing, ceremony, id))
+        .map(|_| proof(&session, key, &plan.token.sealing, ceremony, &template.id))
         .collect::<Result<Vec<_>, _>>()?;
     watcher(Progress::Done(&format!("{PROOFS} proof blobs; a changed blob and a wrong context were refused")));
     Ok((proofs, attributes, refusals, permitted))
@@ -255,6 +257,24 @@ fn proof(
     }
     let blob = Blob::new(form, &iv, &ciphertext).map_err(|_| CeremonyError::Proof("its blob has a wrong length"))?;
     Ok(Proof::new(blob, Sha256::digest(challenge).into()))
+}
+
+/// The KEK of the plan, as its profile wants it made.
+fn template(plan: &Plan, id: &[u8]) -> KeyTemplate {
+    let key = &plan.token.profile.key;
+    let generate = match key.generate {
+        KeyGeneration::Mechanism(mechanism) => mechanism,
+        // Refused by Profile::usable before a plan is accepted.
+        KeyGeneration::Tool => cryptoki_sys::CKM_AES_KEY_GEN,
+    };
+    KeyTemplate {
+        id: id.to_vec(),
+        label: plan.kek.label.clone(),
+        kind: key.kind,
+        generate,
+        mechanism: plan.token.sealing.mechanism,
+        omit: key.omit.clone(),
+    }
 }
 
 fn check_output(directory: &Path) -> Result<PathBuf, CeremonyError> {

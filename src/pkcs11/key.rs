@@ -1,7 +1,7 @@
 //! A KEK on a token: found by label, class and id, audited, made, used.
 
 use cryptoki::mechanism::{Mechanism, MechanismType};
-use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki_sys as sys;
 
 use super::{Error, Session};
@@ -16,14 +16,18 @@ pub struct Key {
 /// What a KEK is made of: every attribute explicit, since modules default WRAP, SIGN and MODIFIABLE to true.
 #[derive(Clone, Debug)]
 pub struct KeyTemplate {
-    /// CKA_ID.
+    /// `CKA_ID`.
     pub id: Vec<u8>,
-    /// CKA_LABEL.
+    /// `CKA_LABEL`.
     pub label: String,
-    /// Also ask for `CKA_COPYABLE` false.
-    pub not_copyable: bool,
-    /// Also ask for `CKA_ALLOWED_MECHANISMS` with AES-GCM only.
-    pub only_gcm: bool,
+    /// `CK_KEY_TYPE`.
+    pub kind: u64,
+    /// `CK_MECHANISM_TYPE` of the generation.
+    pub generate: u64,
+    /// The one mechanism that the key may be used with.
+    pub mechanism: u64,
+    /// Attributes that the module refuses, by `CK_ATTRIBUTE_TYPE`.
+    pub omit: Vec<u64>,
 }
 
 impl Session {
@@ -58,10 +62,15 @@ impl Session {
         AttributeName::ALL.into_iter().map(|name| Ok((name, self.attribute(key, name)?))).collect()
     }
 
-    /// Makes an AES-256 key on the token (PKCS#11 3.1, section 6.13.2, `CKM_AES_KEY_GEN`).
+    /// Makes a 256-bit key on the token (PKCS#11 3.1, section 6.13.2 for `CKM_AES_KEY_GEN`).
     pub fn generate(&self, template: &KeyTemplate) -> Result<Key, Error> {
+        let mechanism = match template.generate {
+            sys::CKM_GENERIC_SECRET_KEY_GEN => Mechanism::GenericSecretKeyGen,
+            _ => Mechanism::AesKeyGen,
+        };
+        let attributes = template.attributes().map_err(|error| self.module.error(error))?;
         self.session
-            .generate_key(&Mechanism::AesKeyGen, &template.attributes())
+            .generate_key(&mechanism, &attributes)
             .map(|handle| Key { handle })
             .map_err(|error| self.module.error(error))
     }
@@ -143,7 +152,7 @@ impl Session {
 }
 
 impl KeyTemplate {
-    fn attributes(&self) -> Vec<Attribute> {
+    fn attributes(&self) -> Result<Vec<Attribute>, cryptoki::error::Error> {
         let mut template = vec![
             Attribute::Class(ObjectClass::SECRET_KEY),
             Attribute::Token(true),
@@ -160,16 +169,19 @@ impl KeyTemplate {
             Attribute::ValueLen(32.into()),
             Attribute::Id(self.id.clone()),
             Attribute::Label(self.label.as_bytes().to_vec()),
+            Attribute::Copyable(false),
         ];
-        if self.not_copyable {
-            template.push(Attribute::Copyable(false));
+        if self.kind != sys::CKK_AES {
+            template.push(Attribute::KeyType(KeyType::new_vendor_defined(self.kind)?));
         }
-        if self.only_gcm {
+        // cryptoki has no name for key wrap with padding, and takes no other numbers below the vendors'.
+        if self.mechanism == sys::CKM_AES_GCM {
             template.push(Attribute::AllowedMechanisms(vec![MechanismType::AES_GCM]));
         }
         // Last: SoftHSM2 applies a template in order, and refuses what follows this.
         template.push(Attribute::Modifiable(false));
-        template
+        template.retain(|attribute| !self.omit.contains(&attribute.attribute_type().into()));
+        Ok(template)
     }
 }
 

@@ -136,7 +136,7 @@ impl Profile {
         if self.login.user != UserKind::User {
             return Err(unsupported("it logs in as the normal user only"));
         }
-        if self.key != Key::default() {
+        if !self.key.is_supported() {
             return Err(unsupported("it cannot make a KEK as the profile says"));
         }
         Ok(sealing)

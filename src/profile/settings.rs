@@ -134,6 +134,15 @@ impl Default for Key {
     }
 }
 
+impl Key {
+    /// Whether this release can make such a key.
+    pub fn is_supported(&self) -> bool {
+        let generate = [cryptoki_sys::CKM_AES_KEY_GEN, cryptoki_sys::CKM_GENERIC_SECRET_KEY_GEN];
+        let made = matches!(self.generate, KeyGeneration::Mechanism(mechanism) if generate.contains(&mechanism));
+        made && self.add.is_empty()
+    }
+}
+
 /// How a KEK is made.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum KeyGeneration {

@@ -10,10 +10,12 @@ use crate::pkcs11::{Error, Key, KeyTemplate, Session};
 /// by reading back, not by the code it refused with.
 pub(super) fn generate(session: &Session, template: &KeyTemplate) -> Result<Key, Error> {
     let mut refused = None;
-    for without in [&[][..], &[sys::CKA_COPYABLE], &[sys::CKA_ALLOWED_MECHANISMS], &[
-        sys::CKA_COPYABLE,
-        sys::CKA_ALLOWED_MECHANISMS,
-    ]] {
+    for without in [
+        &[][..],
+        &[sys::CKA_COPYABLE],
+        &[sys::CKA_ALLOWED_MECHANISMS],
+        &[sys::CKA_COPYABLE, sys::CKA_ALLOWED_MECHANISMS],
+    ] {
         let omit = [&template.omit, without].concat();
         match session.generate(&KeyTemplate { omit, ..template.clone() }) {
             Ok(key) => return Ok(key),

@@ -220,7 +220,7 @@ fn prove(
 
     watcher(Progress::Begins("try what the token must refuse"));
     let refusals = negative::run(&session, key)?;
-    watcher(Progress::Done(&format!("{} attempts, all refused", refusals.len())));
+    watcher(Progress::Done(&format!("{} attempts, none succeeded", refusals.len())));
 
     watcher(Progress::Begins("seal and open proof blobs"));
     let proofs = (0..PROOFS)

@@ -4,18 +4,19 @@ use super::CeremonyError;
 use crate::attributes::AttributeName;
 use crate::pkcs11::{Error, Key, Session};
 
-/// Something that was tried and refused.
+/// Something that was tried and refused, or could not be tried.
 #[derive(Clone, Debug)]
 pub struct Refusal {
     /// What was tried.
     pub attempt: &'static str,
-    /// How the token refused it.
+    /// How the token refused it, or why it was not tried.
     pub answer: String,
 }
 
 /// Tries everything. Every attempt runs on the same session: a refusal leaves no operation behind.
 pub(super) fn run(session: &Session, key: Key) -> Result<Vec<Refusal>, CeremonyError> {
     let mut refusals = Vec::new();
+    let mut untried = Vec::new();
     let mut expect = |attempt: &'static str, outcome: Result<(), Error>| match outcome {
         Ok(()) => Err(CeremonyError::NotRefused(attempt)),
         Err(error) => {
@@ -26,7 +27,17 @@ pub(super) fn run(session: &Session, key: Key) -> Result<Vec<Refusal>, CeremonyE
     if session.value_can_be_read(key)? {
         return Err(CeremonyError::NotRefused("read CKA_VALUE"));
     }
-    expect("wrap the KEK under another key", session.wrap_under_throwaway(key))?;
+    match session.throwaway_wrapping_key() {
+        Ok(wrapping) => {
+            let wrapped = session.wrap(key, wrapping);
+            session.destroy(wrapping)?;
+            expect(WRAP, wrapped)?;
+        }
+        // Not a refusal to wrap, and not to be taken for one.
+        Err(error) => {
+            untried.push(Refusal { attempt: WRAP, answer: format!("not tried, no key to wrap with: {error}") })
+        }
+    }
     for (attempt, name, value) in LOOSENING {
         expect(attempt, session.set_flag(key, name, value))?;
     }
@@ -35,8 +46,11 @@ pub(super) fn run(session: &Session, key: Key) -> Result<Vec<Refusal>, CeremonyE
     }
     let mut all = vec![Refusal { attempt: "read CKA_VALUE", answer: "the token did not give it".to_owned() }];
     all.append(&mut refusals);
+    all.append(&mut untried);
     Ok(all)
 }
+
+const WRAP: &str = "wrap the KEK under another key";
 
 const LOOSENING: [(&str, AttributeName, bool); 8] = [
     ("set CKA_EXTRACTABLE true", AttributeName::Extractable, true),

@@ -83,6 +83,9 @@ impl Steps {
         // Progress is for whoever watches; nobody watching is no reason to stop.
         let _ = match progress {
             Progress::Begins(step) => {
+                if self.began.is_some() {
+                    let _ = writeln!(out, "stopped");
+                }
                 self.number += 1;
                 self.began = Some(Instant::now());
                 write!(out, "{:>2}. {step} ... ", self.number).and_then(|()| out.flush())
@@ -151,7 +154,7 @@ fn print_table(outcome: &Outcome) -> Result<(), CliError> {
         }
     }
     let mut refusals = Table::new();
-    refusals.load_style(presets::ASCII_MARKDOWN).set_header(["tried", "refused by"]);
+    refusals.load_style(presets::ASCII_MARKDOWN).set_header(["tried", "answer"]);
     for refusal in &outcome.refusals {
         refusals.add_row([refusal.attempt, &refusal.answer]);
     }

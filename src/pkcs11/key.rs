@@ -94,24 +94,27 @@ impl Session {
         Ok(values.iter().any(|value| matches!(value, Attribute::Value(bytes) if !bytes.is_empty())))
     }
 
-    /// Tries to wrap the key under a throw-away session key. `Ok(())`: the token gave it away.
-    pub fn wrap_under_throwaway(&self, key: Key) -> Result<(), Error> {
-        let wrapping = self
-            .session
-            .generate_key(
-                &Mechanism::AesKeyGen,
-                &[
-                    Attribute::Class(ObjectClass::SECRET_KEY),
-                    Attribute::Token(false),
-                    Attribute::ValueLen(32.into()),
-                    Attribute::Wrap(true),
-                    Attribute::Encrypt(true),
-                ],
-            )
-            .map_err(|error| self.module.error(error))?;
-        let wrapped = self.session.wrap_key(&Mechanism::AesKeyWrap, wrapping, key.handle);
-        let _ = self.session.destroy_object(wrapping);
-        wrapped.map(drop).map_err(|error| self.module.error(error))
+    /// Makes a session key that may wrap others, to be tried on the KEK and destroyed.
+    pub fn throwaway_wrapping_key(&self) -> Result<Key, Error> {
+        let template = [
+            Attribute::Class(ObjectClass::SECRET_KEY),
+            Attribute::Token(false),
+            Attribute::ValueLen(32.into()),
+            Attribute::Wrap(true),
+            Attribute::Encrypt(true),
+        ];
+        self.session
+            .generate_key(&Mechanism::AesKeyGen, &template)
+            .map(|handle| Key { handle })
+            .map_err(|error| self.module.error(error))
+    }
+
+    /// Tries to wrap the key. `Ok(())`: the token gave it away.
+    pub fn wrap(&self, key: Key, wrapping: Key) -> Result<(), Error> {
+        self.session
+            .wrap_key(&Mechanism::AesKeyWrap, wrapping.handle, key.handle)
+            .map(drop)
+            .map_err(|error| self.module.error(error))
     }
 
     /// Tries to set one boolean attribute of the key. `Ok(())`: the token let it happen.

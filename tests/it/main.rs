@@ -11,6 +11,7 @@
 #![allow(unreachable_pub, reason = "what the tests share is public to them")]
 
 mod api_server_stack;
+mod bad_request;
 mod docs;
 mod emulator;
 mod emulator_and_stack;
@@ -19,3 +20,4 @@ mod grpc_clients;
 mod harness;
 mod imports;
 mod parts;
+mod processes;

@@ -231,13 +231,40 @@ async fn a_uid_cannot_break_or_fill_the_log() {
         }
         target.is_unharmed().await;
         let log = target.plugin.log();
-        assert_eq!(log.lines().filter(|line| line.contains("Encrypt") && line.contains("OK")).count(), 3, "{log}");
+        assert_eq!(log.lines().filter(|line| line.contains("Encrypt") && line.contains("OK")).count(), 4, "{log}");
         assert_eq!(log.lines().filter(|line| line.contains("Decrypt") && line.contains("refused")).count(), 3, "{log}");
         for line in log.lines() {
             assert!(!line.starts_with("2026-01-01") && !line.chars().any(char::is_control), "{line:?}");
             assert!(line.len() < 1024, "a line of {} bytes: {line}", line.len());
             assert!(format != "json" || serde_json::from_str::<Value>(line).is_ok(), "{line}");
         }
+    }
+}
+
+/// The libraries below see whole messages. docs/configuration.md promises that no level shows a secret.
+#[tokio::test]
+async fn the_most_talkative_log_shows_no_seed() {
+    for format in ["text", "json"] {
+        let mut target = Target::with(|config| config["log"] = json!({"format": format, "level": "trace"})).await;
+        let sealed = target.seal(SEED).await.unwrap();
+        target.client.decrypt(target.open(sealed.ciphertext.clone())).await.unwrap();
+        target.is_unharmed().await;
+        let log = target.plugin.log().to_lowercase();
+        for secret in [&SEED[..8], &SEED[12..20], &sealed.ciphertext[20..28]] {
+            let numbers: Vec<_> = secret.iter().map(u8::to_string).collect();
+            let forms = [
+                String::from_utf8_lossy(secret).to_lowercase(),
+                data_encoding::HEXLOWER.encode(secret),
+                numbers.join(", "),
+                numbers.join(","),
+                secret.escape_ascii().to_string().to_lowercase(),
+            ];
+            for form in forms {
+                assert!(!log.contains(&form), "{form} is in the log");
+            }
+        }
+        let foreign: Vec<_> = log.lines().filter(|line| line.contains("frame") || line.contains("hyper")).collect();
+        assert!(foreign.is_empty(), "lines of other programs' making: {foreign:#?}");
     }
 }
 

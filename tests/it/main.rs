@@ -12,6 +12,7 @@
 
 mod api_server_stack;
 mod bad_request;
+mod bad_socket;
 mod docs;
 mod emulator;
 mod emulator_and_stack;
@@ -21,3 +22,4 @@ mod harness;
 mod imports;
 mod parts;
 mod processes;
+mod refusal;

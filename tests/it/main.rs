@@ -23,3 +23,4 @@ mod imports;
 mod parts;
 mod processes;
 mod refusal;
+mod worker_loss;

@@ -41,8 +41,9 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
                 );
                 let began = Instant::now();
                 serve(&shared, worker).await;
+                // A worker that served proves that token and PIN are good: only starts that fail are spaced further apart.
+                backoff = FIRST_BACKOFF;
                 if began.elapsed() > LONGEST_BACKOFF {
-                    backoff = FIRST_BACKOFF;
                     continue;
                 }
             }

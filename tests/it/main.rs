@@ -11,6 +11,8 @@
 #![allow(unreachable_pub, reason = "what the tests share is public to them")]
 
 mod api_server_stack;
+mod bad_request;
+mod bad_socket;
 mod docs;
 mod emulator;
 mod emulator_and_stack;
@@ -19,3 +21,6 @@ mod grpc_clients;
 mod harness;
 mod imports;
 mod parts;
+mod processes;
+mod refusal;
+mod worker_loss;

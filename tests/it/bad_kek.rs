@@ -21,7 +21,7 @@ async fn an_absent_kek_is_waited_for() {
     destroy_kek(&served.token, &served.record);
     let plugin = Plugin::start(&served.config);
     served.is_down(&plugin, 1, &absent(&served)).await;
-    until("further tries", async || spy.calls("C_Initialize") > 3).await;
+    until("further tries", async || spy.starts() > 3).await;
     served.is_down(&plugin, 1, &absent(&served)).await;
 
     restore();

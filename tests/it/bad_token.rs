@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use crate::faults::{Down, Served, store, until};
+use crate::faults::{Down, Served, WRONG_PIN, store, until};
 use crate::harness::{Plugin, TestToken, text};
 
 const NO_MODULE: &str = "pin-or-config: the PKCS#11 module cannot be loaded";
@@ -28,10 +28,11 @@ async fn a_file_that_is_no_module_is_refused_until_there_is_one() {
     plugin.hang_up();
     served.is_down(&plugin, 2, &no_module(&format!("{}: invalid ELF header", module.display()))).await;
 
+    let libc = "/lib/x86_64-linux-gnu/libc.so.6";
     fs::remove_file(&module).unwrap();
-    symlink("/lib/x86_64-linux-gnu/libc.so.6", &module).unwrap();
+    symlink(libc, &module).unwrap();
     plugin.hang_up();
-    served.is_down(&plugin, 3, &no_module(&format!("{}: undefined symbol: C_GetFunctionList", module.display()))).await;
+    served.is_down(&plugin, 3, &no_module(&format!("{libc}: undefined symbol: C_GetFunctionList"))).await;
 
     fs::remove_file(&module).unwrap();
     symlink(&served.token.module, &module).unwrap();
@@ -62,6 +63,7 @@ async fn another_vendors_module_is_refused() {
 async fn a_token_with_another_label_is_not_there() {
     let mut served = Served::new().await;
     let spy = served.spy();
+    served.put_pin(WRONG_PIN);
     served.config.value["token"]["label"] = "nobody".into();
     let plugin = Plugin::start(&served.config);
     let down = Down {
@@ -70,15 +72,16 @@ async fn a_token_with_another_label_is_not_there() {
         hint: "token.label",
     };
     served.is_down(&plugin, 1, &down).await;
-    until("further tries", async || spy.calls("C_Initialize") > 3).await;
+    until("further tries", async || spy.starts() > 3).await;
     served.is_down(&plugin, 1, &down).await;
-    assert_eq!(spy.calls("C_Login"), 0);
+    assert_eq!(spy.wrong_logins(&served.token), 0);
 }
 
 #[tokio::test]
 async fn a_token_that_appears_later_is_served() {
     let mut served = Served::new().await;
     let spy = served.spy();
+    served.put_pin(WRONG_PIN);
     let away = served.token.directory().join("away");
     let store = store(&served.token);
     fs::rename(&store, &away).unwrap();
@@ -86,18 +89,19 @@ async fn a_token_that_appears_later_is_served() {
     let down =
         Down { healthz: NO_TOKEN, why: "no token with label \"kek\"; present: none".to_owned(), hint: "connection" };
     served.is_down(&plugin, 1, &down).await;
-    until("further tries", async || spy.calls("C_Initialize") > 3).await;
+    until("further tries", async || spy.starts() > 3).await;
     served.is_down(&plugin, 1, &down).await;
 
+    served.put_pin(&served.pin);
     fs::rename(&away, &store).unwrap();
     served.heals(&plugin).await;
-    assert_eq!(spy.calls("C_Login"), 1);
 }
 
 #[tokio::test]
 async fn two_tokens_with_the_label_are_refused_until_one_is_left() {
     let mut served = Served::new().await;
     let spy = served.spy();
+    served.put_pin(WRONG_PIN);
     let other = TestToken::new();
     let remove = add(&served.token, &other);
     let plugin = Plugin::start(&served.config);
@@ -107,9 +111,10 @@ async fn two_tokens_with_the_label_are_refused_until_one_is_left() {
         hint: "a label of its own",
     };
     served.is_down(&plugin, 1, &down).await;
-    assert_eq!(spy.calls("C_Login"), 0);
+    assert_eq!(spy.wrong_logins(&served.token), 0);
 
     remove();
+    served.put_pin(&served.pin);
     plugin.hang_up();
     served.heals(&plugin).await;
 }
@@ -118,6 +123,7 @@ async fn two_tokens_with_the_label_are_refused_until_one_is_left() {
 async fn a_token_with_another_serial_is_refused_until_the_right_one_is_back() {
     let mut served = Served::new().await;
     let spy = served.spy();
+    served.put_pin(WRONG_PIN);
     let other = TestToken::new();
     let (here, there, away) = (store(&served.token), store(&other), served.token.directory().join("away"));
     fs::rename(&here, &away).unwrap();
@@ -131,10 +137,11 @@ async fn a_token_with_another_serial_is_refused_until_the_right_one_is_back() {
     };
     served.is_down(&plugin, 1, &down).await;
     // The PIN is for the other token: here it would count as a wrong one.
-    assert_eq!(spy.calls("C_Login"), 0);
+    assert_eq!(spy.wrong_logins(&served.token), 0);
 
     fs::rename(&here, &there).unwrap();
     fs::rename(&away, &here).unwrap();
+    served.put_pin(&served.pin);
     plugin.hang_up();
     served.heals(&plugin).await;
 }

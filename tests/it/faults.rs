@@ -1,5 +1,6 @@
 //! A plugin that has served and now meets a fault: what it must then say, to whom, and how often.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,7 +10,7 @@ use hsm_kms::kms::client::Client;
 use hsm_kms::kms::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
 use tonic::Code;
 
-use crate::harness::{Config, Plugin, TestToken, run_ceremony, text};
+use crate::harness::{Config, LABEL, Plugin, TestToken, run_ceremony, text, write_secret};
 use crate::parts;
 
 /// A token whose KEK has sealed a seed. No plugin runs.
@@ -17,6 +18,8 @@ pub struct Served {
     pub token: TestToken,
     pub record: PathBuf,
     pub config: Config,
+    /// The content of the right PIN file.
+    pub pin: String,
     sealed: EncryptResponse,
 }
 
@@ -30,8 +33,11 @@ pub struct Down {
     pub hint: &'static str,
 }
 
-/// The calls that reach a module, as OpenSC's spy module between it and the plugin writes them down.
+/// OpenSC's spy module between plugin and module, which writes down the calls that it sees.
 pub struct Spy(PathBuf);
+
+/// No token's PIN.
+pub const WRONG_PIN: &str = "no-pin-of-any-token-6029481735";
 
 const SEED: &[u8; 32] = b"a seed that must not be in a log";
 
@@ -43,7 +49,8 @@ impl Served {
         let mut plugin = Plugin::start(&config).healthy().await;
         let sealed = encrypt(&mut plugin.client().await).await.unwrap();
         plugin.stop().await;
-        Self { token, record, config, sealed }
+        let pin = fs::read_to_string(&token.pin).unwrap();
+        Self { token, record, config, pin, sealed }
     }
 
     /// Puts the spy between plugin and module.
@@ -54,6 +61,12 @@ impl Served {
         section["environment"]["PKCS11SPY"] = text(&self.token.module).into();
         section["environment"]["PKCS11SPY_OUTPUT"] = text(&output).into();
         Spy(output)
+    }
+
+    /// Writes this into the PIN file, as its only content.
+    pub fn put_pin(&self, content: &str) {
+        fs::remove_file(&self.token.pin).unwrap();
+        write_secret(&self.token.pin, content);
     }
 
     /// Waits until the log has the fault as its `times`th, then asks all three methods: they answer with the fault, and the log
@@ -114,20 +127,62 @@ impl Served {
     /// Neither PIN nor seed is in the log, and no panic.
     fn keeps_secrets(&self, plugin: &Plugin) {
         let log = plugin.log();
-        let pin = fs::read_to_string(&self.token.pin).unwrap_or_default();
-        for secret in ["panicked", std::str::from_utf8(SEED).unwrap(), pin.trim_end()] {
-            assert!(secret.is_empty() || !log.contains(secret), "{secret:?} is in the log");
+        for secret in ["panicked", std::str::from_utf8(SEED).unwrap(), self.pin.trim_end(), WRONG_PIN] {
+            assert!(!log.contains(secret), "{secret:?} is in the log");
         }
     }
 }
 
 impl Spy {
-    /// How often the PKCS#11 function was called until now.
-    pub fn calls(&self, function: &str) -> usize {
-        let text = fs::read(&self.0).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        text.lines().filter(|line| line.split_once(": ").is_some_and(|(_, name)| name == function)).count()
+    /// How many workers have loaded the module until now.
+    pub fn starts(&self) -> usize {
+        self.lines(|line| line.starts_with("Loaded: "))
     }
+
+    /// How often [`WRONG_PIN`] has been tried on the token until now.
+    ///
+    /// SoftHSM2 counts no tries, but the spy sees them. It does not see what goes through Kryoptic's interface of PKCS#11 3.2,
+    /// but Kryoptic counts, and locks the PIN at the tenth: so a copy of the token shows how many are left.
+    pub fn wrong_logins(&self, token: &TestToken) -> usize {
+        match token.profile {
+            "softhsm2" => self.lines(|line| line.ends_with(": C_Login")),
+            _ => 10 - wrong_logins_until_locked(token),
+        }
+    }
+
+    fn lines(&self, sought: impl Fn(&str) -> bool) -> usize {
+        let text = fs::read(&self.0).unwrap();
+        String::from_utf8_lossy(&text).lines().filter(|line| sought(line)).count()
+    }
+}
+
+/// Tries [`WRONG_PIN`] on the token, as another program would, and returns what it was told.
+pub fn log_in_wrongly(token: &TestToken) -> String {
+    pkcs11_tool(token, &token.environment, &["--login", "--pin", WRONG_PIN, "--list-objects"])
+}
+
+/// The token's flags, in the words of pkcs11-tool.
+pub fn flags(token: &TestToken) -> String {
+    let text = pkcs11_tool(token, &token.environment, &["--list-token-slots"]);
+    text.lines().find(|line| line.contains("token flags")).unwrap().to_owned()
+}
+
+fn wrong_logins_until_locked(token: &TestToken) -> usize {
+    let copy = token.directory().join("copy-to-lock");
+    fs::copy(store(token), &copy).unwrap();
+    let configuration = fs::read_to_string(&token.environment["KRYOPTIC_CONF"]).unwrap();
+    let path = copy.with_extension("conf");
+    fs::write(&path, configuration.replace(&text(&store(token)), &text(&copy))).unwrap();
+    let environment = [("KRYOPTIC_CONF".to_owned(), text(&path))].into();
+    let login = || pkcs11_tool(token, &environment, &["--login", "--pin", WRONG_PIN, "--list-objects"]);
+    (1..).find(|_| login().contains("CKR_PIN_LOCKED")).unwrap()
+}
+
+fn pkcs11_tool(token: &TestToken, environment: &BTreeMap<String, String>, arguments: &[&str]) -> String {
+    let mut tool = Command::new("pkcs11-tool");
+    tool.envs(environment).arg("--module").arg(&token.module).args(["--token-label", LABEL]).args(arguments);
+    let output = tool.output().unwrap();
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
 /// Seals [`SEED`].

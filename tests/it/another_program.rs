@@ -88,7 +88,9 @@ impl Work {
     fn destroy(&self, session: &Session) {
         let keys = session.find_objects(&self.name()).unwrap();
         assert!(!keys.is_empty());
-        keys.into_iter().for_each(|key| session.destroy_object(key).unwrap());
+        for key in keys {
+            session.destroy_object(key).unwrap();
+        }
     }
 
     fn make(&self, session: &Session, attributes: &Map<String, Value>) {

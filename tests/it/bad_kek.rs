@@ -83,6 +83,9 @@ async fn a_key_that_is_weaker_than_its_record_is_refused() {
     }
 }
 
+/// Attributes of a key as the edited record has them. The first is how the key is made, the others follow from it.
+type Excuse = &'static [(&'static str, bool)];
+
 /// Whoever edits the record can make it fit a weak key. A key that can leave its token is refused all the same, and every other
 /// one does not open the proof blob.
 #[tokio::test]
@@ -91,7 +94,7 @@ async fn a_record_that_excuses_a_weak_key_does_not_help_it() {
     let record: Value = serde_json::from_slice(&fs::read(&served.record).unwrap()).unwrap();
     let edited = served.token.directory().join("edited.json");
     served.config.value["kek"]["record"] = text(&edited).into();
-    let excuses: [(&[(&str, bool)], Option<&str>); 5] = [
+    let excuses: [(Excuse, Option<&str>); 5] = [
         (
             &[("CKA_EXTRACTABLE", true), ("CKA_NEVER_EXTRACTABLE", false)],
             Some("CKA_EXTRACTABLE is true, expected false"),

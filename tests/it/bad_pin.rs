@@ -122,7 +122,6 @@ async fn a_pin_file_that_holds_no_pin_is_not_tried() {
     assert_eq!(spy.wrong_logins(&served.token), 0);
 
     fs::remove_dir(&file).unwrap();
-    fs::write(&file, "").unwrap();
     served.put_pin(&served.pin);
     let plugin = plugin.unwrap();
     plugin.hang_up();

@@ -33,7 +33,7 @@ pub struct Down {
     pub hint: &'static str,
 }
 
-/// OpenSC's spy module between plugin and module, which writes down the calls that it sees.
+/// The spy module of the package `opensc`, between plugin and module, which writes down the calls that it sees.
 pub struct Spy(PathBuf);
 
 /// No token's PIN.
@@ -65,7 +65,7 @@ impl Served {
 
     /// Writes this into the PIN file, as its only content.
     pub fn put_pin(&self, content: &str) {
-        fs::remove_file(&self.token.pin).unwrap();
+        let _ = fs::remove_file(&self.token.pin);
         write_secret(&self.token.pin, content);
     }
 
@@ -175,7 +175,7 @@ fn wrong_logins_until_locked(token: &TestToken) -> usize {
     fs::write(&path, configuration.replace(&text(&store(token)), &text(&copy))).unwrap();
     let environment = [("KRYOPTIC_CONF".to_owned(), text(&path))].into();
     let login = || pkcs11_tool(token, &environment, &["--login", "--pin", WRONG_PIN, "--list-objects"]);
-    (1..).find(|_| login().contains("CKR_PIN_LOCKED")).unwrap()
+    (1..=10).find(|_| login().contains("CKR_PIN_LOCKED")).unwrap()
 }
 
 fn pkcs11_tool(token: &TestToken, environment: &BTreeMap<String, String>, arguments: &[&str]) -> String {

@@ -98,6 +98,7 @@ impl Worker {
         }
         command.envs(&spec.environment);
         let child = command.spawn()?;
+        tracing::trace!(pid = child.id(), sessions = spec.sessions, "worker process started");
         Ok(Self { child, control, sessions })
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tonic::transport::Server;
 
 use super::CliError;
@@ -30,6 +31,9 @@ pub(super) struct ServeArgs {
 
 /// Longest time for RPCs in flight to finish after SIGTERM.
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);
+
+/// A look at what still runs, that often.
+const QUIET: Duration = Duration::from_millis(50);
 
 /// Serves until SIGTERM or SIGINT.
 pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
@@ -111,11 +115,24 @@ async fn serve(config: &Config, record: &KekRecord, spec: WorkerSpec) -> Result<
     }
     tracing::info!("stopping: no new work, finishing what runs");
     drop(stop);
-    if tokio::time::timeout(DRAIN_LIMIT, serving).await.is_err() {
-        tracing::warn!("connections were still open after {} s", DRAIN_LIMIT.as_secs());
+    if tokio::time::timeout(DRAIN_LIMIT, drained(serving, &token)).await.is_err() {
+        tracing::warn!("requests were still running after {} s", DRAIN_LIMIT.as_secs());
     }
     drop(listener);
     Ok(())
+}
+
+/// Waits until all connections are closed, or only idle ones are left: a client that never began to speak HTTP/2, or is
+/// stopped and does not answer our GOAWAY, keeps its connection open for as long as it likes.
+async fn drained<T>(mut serving: JoinHandle<T>, token: &Token) {
+    let mut idle = false;
+    // Twice in a row: what ended just before the first look has had its answer written by the second.
+    while tokio::time::timeout(QUIET, &mut serving).await.is_err() {
+        let was_idle = std::mem::replace(&mut idle, token.load() == 0);
+        if was_idle && idle {
+            return;
+        }
+    }
 }
 
 /// The record, if this configuration may serve it.

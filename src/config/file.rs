@@ -7,8 +7,9 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::token::FileToken;
-use super::{Config, Kek, Limits, Log, MAX_SOCKET_PATH_BYTES, Socket};
+use super::{Config, Kek, Limits, Log, Socket};
 use crate::cluster::Cluster;
+use crate::kms::socket::PATH_LIMIT;
 use crate::observe::log::{Format, Level};
 use crate::profile::Profile;
 use crate::strict::{self, AbsolutePath, Fault};
@@ -130,8 +131,8 @@ impl FromStr for SocketPath {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let AbsolutePath(path) = text.parse()?;
-        if text.len() > MAX_SOCKET_PATH_BYTES {
-            return Err(format!("the path has {} bytes, a socket's at most {MAX_SOCKET_PATH_BYTES}", text.len()));
+        if text.len() > PATH_LIMIT {
+            return Err(format!("the path has {} bytes, a socket's at most {PATH_LIMIT}", text.len()));
         }
         Ok(Self(path))
     }

@@ -18,9 +18,6 @@ use crate::observe::log::{Format, Level};
 use crate::profile::ProfileError;
 use crate::strict::{self, FileError};
 
-/// Most bytes of a socket's path (`sun_path` of unix(7), without the final NUL).
-pub const MAX_SOCKET_PATH_BYTES: usize = 107;
-
 /// A checked configuration.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Config {
@@ -41,7 +38,7 @@ pub struct Config {
 /// The socket that the API server calls.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Socket {
-    /// Absolute, at most [`MAX_SOCKET_PATH_BYTES`].
+    /// Absolute, at most [`PATH_LIMIT`](crate::kms::socket::PATH_LIMIT).
     pub path: PathBuf,
     /// File mode: `0o600` or `0o660`.
     pub mode: u32,

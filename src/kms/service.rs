@@ -119,7 +119,7 @@ fn to_status(error: &HandleError) -> Status {
 
 fn record(method: &'static str, uid: &str, key_id_hash: &str, began: Instant, refused: Option<&Status>) {
     // The uid comes from outside; Debug escapes it, and no real one is longer than a UUID.
-    let uid = uid.get(..64).unwrap_or(uid);
+    let uid = uid.get(..uid.floor_char_boundary(64)).unwrap_or_default();
     let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     match refused {
         None => tracing::debug!(method, ?uid, key_id_hash, micros, code = "OK"),

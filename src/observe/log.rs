@@ -3,6 +3,8 @@
 use std::io::IsTerminal;
 
 use serde::Deserialize;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
@@ -39,14 +41,17 @@ impl From<Level> for tracing::Level {
 }
 
 /// Starts the log. Call once.
+///
+/// Only this program's own lines: the libraries below it see whole messages, and what they show is not ours to promise.
 pub fn start(format: Format, level: Level) {
     let to_terminal = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let own = Targets::new().with_target("hsm_kms", tracing::Level::from(level));
     let builder = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_max_level(tracing::Level::from(level))
         .with_target(false);
     match format {
-        Format::Json => builder.json().flatten_event(true).init(),
-        Format::Text => builder.with_ansi(to_terminal).init(),
+        Format::Json => builder.json().flatten_event(true).finish().with(own).init(),
+        Format::Text => builder.with_ansi(to_terminal).finish().with(own).init(),
     }
 }

@@ -119,6 +119,11 @@ impl Token {
         self.shared.state.borrow().clone()
     }
 
+    /// Requests that wait for the token or run on it now.
+    pub fn load(&self) -> usize {
+        self.shared.waiting.load(Ordering::Relaxed)
+    }
+
     /// Replaces the worker: the operator's word that PIN or configuration were mended. One login attempt.
     pub fn restart(&self) {
         self.shared.restart.notify_one();

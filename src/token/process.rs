@@ -83,7 +83,8 @@ impl Worker {
 
         // The running binary itself, also after its file was replaced by an upgrade.
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("hsm-kms").arg("worker").kill_on_drop(true);
+        // Not killed on drop: that happens only when this process ends, and with it the worker ends, but not amid a login.
+        command.arg0("hsm-kms").arg("worker");
         command.stdin(Stdio::from(OwnedFd::from(remote_control))).stdout(Stdio::null()).stderr(Stdio::inherit());
         let pin_variable = match spec.start.pin.as_ref().and_then(|pin| pin.source.as_ref()) {
             Some(link::pin_source::Source::Environment(name)) => Some(name.as_str()),
@@ -97,6 +98,7 @@ impl Worker {
         }
         command.envs(&spec.environment);
         let child = command.spawn()?;
+        tracing::trace!(pid = child.id(), sessions = spec.sessions, "worker process started");
         Ok(Self { child, control, sessions })
     }
 }

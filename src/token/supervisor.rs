@@ -41,15 +41,16 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
                 );
                 let began = Instant::now();
                 serve(&shared, worker).await;
+                // A worker that served proves that token and PIN are good: only starts that fail are spaced further apart.
+                backoff = FIRST_BACKOFF;
                 if began.elapsed() > LONGEST_BACKOFF {
-                    backoff = FIRST_BACKOFF;
                     continue;
                 }
             }
             Err(failure) => {
                 log_down(&shared, &failure);
                 let stop = failure.class == Class::PinOrConfig;
-                shared.set_phase(Phase::Down(failure));
+                shared.set_down(failure);
                 if stop {
                     // Another login could lock the token, and no other mistake mends itself.
                     shared.restart.notified().await;
@@ -151,6 +152,14 @@ impl Shared {
         self.state.send_if_modified(|state| {
             state.proved = Some(Instant::now());
             false
+        });
+    }
+
+    fn set_down(&self, failure: Failure) {
+        self.state.send_modify(|state: &mut State| {
+            state.phase = Phase::Down(failure);
+            // What was proved before does not hold any more: the next start must not look healthy by it.
+            state.proved = None;
         });
     }
 

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 
 use cryptoki_sys as sys;
+use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use super::session::{SessionThread, prove, sealing};
 use crate::attributes::{AttributeName, AttributeValue, Attributes, deviations};
@@ -77,7 +79,12 @@ pub(super) fn start(request: &link::Start, streams: Vec<UnixStream>) -> Result<S
         });
     }
     let pin = pin_source(request.pin.as_ref())?.read()?;
-    let login = token.login(&pin)?;
+    // SoftHSM2 rewrites its token's file at every login, in place: killed meanwhile it loses the token and all keys in it. So
+    // a front that dies now does not take this process along; the end of the control socket ends it a moment later.
+    set_parent_process_death_signal(None).map_err(unguarded)?;
+    let login = token.login(&pin);
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(unguarded)?;
+    let login = login?;
     drop(pin);
 
     let sealing = sealing(request.sealing.as_ref())?;
@@ -154,6 +161,10 @@ fn code_override(entry: &link::CodeOverride) -> CodeOverride {
         function: profile::function_name(&entry.function),
         class: Class::from_number(entry.class),
     }
+}
+
+fn unguarded(error: Errno) -> Error {
+    Error::Unreadable(format!("the parent-death signal cannot be set: {error}"))
 }
 
 fn pin_source(source: Option<&link::PinSource>) -> Result<PinSource, Error> {

@@ -100,7 +100,7 @@ impl TestToken {
 
 // Not secret: they open a token that lives as long as one test.
 const SO_PIN: &str = "87654321";
-const USER_PIN: &str = "12345678";
+const USER_PIN: &str = "pin-of-the-token-5093817264";
 
 /// Makes a KEK with label [`LABEL`] in the token, by `hsm-kms ceremony run`; returns the path of its record in `directory`.
 pub fn run_ceremony(token: &TestToken, directory: &Path) -> PathBuf {
@@ -164,9 +164,14 @@ pub struct Plugin {
 impl Plugin {
     /// Starts the plugin and waits until its socket accepts. The HSM may not be there yet: see [`Plugin::healthy`].
     pub fn start(config: &Config) -> Self {
+        Self::start_by(config, program())
+    }
+
+    /// As [`Plugin::start`], by a command that runs the program, or becomes it, with the arguments that are added to it.
+    pub fn start_by(config: &Config, mut command: Command) -> Self {
         let log = config.path.with_extension("log");
         let file = File::options().create(true).append(true).open(&log).unwrap();
-        let child = program()
+        let child = command
             .args(["serve", "--config"])
             .arg(config.write())
             .stdin(Stdio::null())
@@ -230,6 +235,11 @@ impl Plugin {
         }
     }
 
+    /// Asks it for a new try (SIGHUP), as an operator does who mended something.
+    pub fn hang_up(&self) {
+        rustix::process::kill_process(self.pid(), Signal::HUP).unwrap();
+    }
+
     /// Kills it (SIGKILL), as a crash does.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
@@ -277,7 +287,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The program under test, without the module's variables: it must take them from its own files.
-fn program() -> Command {
+pub fn program() -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_hsm-kms"));
     program.env_remove("SOFTHSM2_CONF").env_remove("KRYOPTIC_CONF");
     program
@@ -294,12 +304,12 @@ fn write_yaml(path: &Path, value: &Value) {
     fs::write(path, format!("{value:#}\n")).unwrap();
 }
 
-fn write_secret(path: &Path, secret: &str) {
+pub fn write_secret(path: &Path, secret: &str) {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).unwrap();
     file.write_all(secret.as_bytes()).unwrap();
 }
 
-fn text(path: &Path) -> String {
+pub fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 

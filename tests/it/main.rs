@@ -1,6 +1,7 @@
 //! Integration tests: they drive the built program by its socket and its command line, on a real PKCS#11 module.
 //!
-//! `scripts/test` builds what they need and runs them all. `HSM_KMS_TEST_MODULE` names the module: `softhsm2` (default) or `kryoptic`. The module is never loaded into this process.
+//! `scripts/test` builds what they need and runs them all. `HSM_KMS_TEST_MODULE` names the module: `softhsm2` (default) or `kryoptic`. The module is never loaded into this process,
+//! but only into a child that `another_program` makes.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -10,12 +11,22 @@
 )]
 #![allow(unreachable_pub, reason = "what the tests share is public to them")]
 
+mod another_program;
 mod api_server_stack;
+mod bad_kek;
+mod bad_pin;
+mod bad_request;
+mod bad_socket;
+mod bad_token;
 mod docs;
 mod emulator;
 mod emulator_and_stack;
 mod etcd;
+mod faults;
 mod grpc_clients;
 mod harness;
 mod imports;
 mod parts;
+mod processes;
+mod refusal;
+mod worker_loss;

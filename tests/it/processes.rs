@@ -1,0 +1,42 @@
+//! The processes of a plugin, seen from outside: which worker it has, what they hold open, and how they are stopped.
+
+use std::fs;
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::{Plugin, wait_for};
+
+/// The worker of this plugin, if it has one now.
+pub fn worker(plugin: &Plugin) -> Option<Pid> {
+    let front = plugin.pid().as_raw_nonzero();
+    let children = fs::read_to_string(format!("/proc/{front}/task/{front}/children")).unwrap_or_default();
+    let mut children = children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap()).unwrap());
+    let worker = children.next();
+    assert_eq!(children.next(), None, "a front has one child");
+    worker
+}
+
+/// Another worker than this one, once it is there.
+pub fn wait_for_worker_after(plugin: &Plugin, before: Pid) -> Pid {
+    wait_for("another worker", || worker(plugin).filter(|found| *found != before))
+}
+
+/// Whether the process runs; a zombie does not.
+pub fn is_alive(process: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).unwrap_or_default();
+    // pid (name) state ...: the name may hold anything, also parentheses.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// Sends the signal and says when.
+pub fn signal(process: Pid, signal: Signal) -> Instant {
+    kill_process(process, signal).unwrap();
+    Instant::now()
+}
+
+/// How many descriptors it has open, and how many threads.
+pub fn descriptors_and_threads(process: Pid) -> (usize, usize) {
+    let count = |folder: &str| fs::read_dir(format!("/proc/{}/{folder}", process.as_raw_nonzero())).unwrap().count();
+    (count("fd"), count("task"))
+}

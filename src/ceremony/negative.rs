@@ -35,7 +35,7 @@ pub(super) fn run(session: &Session, key: Key) -> Result<Vec<Refusal>, CeremonyE
         }
         // Not a refusal to wrap, and not to be taken for one.
         Err(error) => {
-            untried.push(Refusal { attempt: WRAP, answer: format!("not tried, no wrapping key: {error}") })
+            untried.push(Refusal { attempt: WRAP, answer: format!("not tried, no wrapping key: {error}") });
         }
     }
     for (attempt, name, value) in LOOSENING {

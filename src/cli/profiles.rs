@@ -74,8 +74,9 @@ fn list(json: bool) -> Result<(), CliError> {
     }
     let text: String = table.lines().flat_map(|line| [line.trim_end().to_owned(), "\n".to_owned()]).collect();
     print(&format!(
-        "{text}\nKNOWN FROM is the weakest evidence of what the profile says about sealing. `*`: this release\n\
-         cannot serve with it yet. `hsm-kms profiles show NAME` has the rest.\n"
+        "{text}\nKNOWN FROM: the weakest evidence of what the profile says about sealing.\n\
+         `*`: this release cannot serve with it yet.\n\
+         `hsm-kms profiles show NAME` has the rest.\n"
     ))
 }
 

@@ -157,6 +157,55 @@ fn a_module_that_is_not_named_is_looked_for() {
 }
 
 #[test]
+fn a_variant_of_a_profile_is_named_after_a_slash() {
+    let text = SMALLEST.replace("profile: softhsm2", "profile: utimaco/gp");
+    let token = Config::parse(text.as_bytes()).unwrap().token;
+    assert_eq!(token.profile, Profile::by_name("utimaco/gp").unwrap());
+    for (profile, problem) in [
+        ("thales-luna", "`token.profile`: profile thales-luna has variants, and none is named"),
+        ("thales-luna/fips", "`token.profile`: this release cannot use profile thales-luna/fips yet: it cannot seal"),
+        ("nethsm", "`token.profile`: profile nethsm refuses: it has AES-CBC without a MAC"),
+        ("utimaco/x/y", "`token.profile`: expected an absolute path"),
+    ] {
+        let found = error(&SMALLEST.replace("profile: softhsm2", &format!("profile: {profile}")));
+        assert!(found.contains(problem), "{found}");
+    }
+}
+
+/// SMALLEST with a profile file that has `more` at its end.
+fn with_profile(directory: &Path, more: &str) -> String {
+    let path = directory.join("profile.yaml");
+    let softhsm2 = include_str!("../../hsm-profiles/softhsm2.yaml");
+    std::fs::write(&path, format!("{softhsm2}{more}")).unwrap();
+    SMALLEST.replace("profile: softhsm2", &format!("profile: {}", path.display()))
+}
+
+#[test]
+fn a_device_with_few_sessions_is_not_asked_for_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = with_profile(directory.path(), "sessions: { max: 3 }\n");
+    assert!(Config::parse(text.as_bytes()).is_ok());
+    let fault = Config::parse(format!("{text}limits: {{ sessions: 3 }}\n").as_bytes()).unwrap_err();
+    assert!(fault.to_string().contains("`limits.sessions`: an HSM of profile softhsm2 has 3 sessions"), "{fault}");
+    assert_eq!(fault.hint(), "set it to at most 2");
+}
+
+#[test]
+fn the_module_s_own_files_must_be_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let softhsm2 = include_str!("../../hsm-profiles/softhsm2.yaml");
+    let path = directory.path().join("profile.yaml");
+    let files = "  files: [/proc/self/status, /nonexistent/hsm.conf]\nseal:";
+    std::fs::write(&path, softhsm2.replacen("seal:", files, 1)).unwrap();
+    let text = SMALLEST.replace("profile: softhsm2", &format!("profile: {}", path.display()));
+    let fault = Config::parse(text.as_bytes()).unwrap_err();
+    assert!(fault.to_string().contains("needs /nonexistent/hsm.conf, and it is not there"), "{fault}");
+    assert!(fault.hint().contains("or set SOFTHSM2_CONF under token.environment"), "{}", fault.hint());
+    let elsewhere = text.replace("label: kek", "label: kek\n  environment: { SOFTHSM2_CONF: /etc/x }");
+    assert!(Config::parse(elsewhere.as_bytes()).is_ok());
+}
+
+#[test]
 fn files_are_named_in_errors() {
     let found = Config::load(Path::new("/nonexistent/config.yaml")).unwrap_err().to_string();
     assert!(found.starts_with("configuration /nonexistent/config.yaml: the file cannot be read: "), "{found}");

@@ -28,5 +28,6 @@ mod harness;
 mod imports;
 mod parts;
 mod processes;
+mod profiles;
 mod refusal;
 mod worker_loss;

@@ -163,7 +163,11 @@ fn a_variant_of_a_profile_is_named_after_a_slash() {
     assert_eq!(token.profile, Profile::by_name("utimaco/gp").unwrap());
     for (profile, problem) in [
         ("thales-luna", "`token.profile`: profile thales-luna has variants, and none is named"),
-        ("thales-luna/fips", "`token.profile`: this release cannot use profile thales-luna/fips yet: it cannot seal"),
+        ("thales-luna/fips", "`token.profile`: the module of profile thales-luna/fips needs /etc/Chrystoki.conf"),
+        (
+            "opencryptoki-soft/v3-8",
+            "`token.profile`: this release cannot use profile opencryptoki-soft/v3-8 yet: it cannot seal",
+        ),
         ("nethsm", "`token.profile`: profile nethsm refuses: it has AES-CBC without a MAC"),
         ("utimaco/x/y", "`token.profile`: expected an absolute path"),
     ] {

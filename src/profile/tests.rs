@@ -137,19 +137,28 @@ fn a_device_that_keeps_no_secret_refuses() {
 #[test]
 fn what_this_release_cannot_do_is_refused() {
     for (old, new, what) in [
-        ("send: random, found: sent, bytes: 12", "send: zeros, found: param", "cannot seal"),
-        ("bytes: 12", "bytes: 16", "cannot seal"),
-        ("mechanism: aes-gcm", "mechanism: aes-gcm\n  number: 0x80000001", "cannot seal"),
         ("mechanism: aes-gcm", "mechanism: aes-gcm\n  call: message", "cannot seal"),
         ("evidence:", "login: { user: crypto-user }\nevidence:", "logs in as the normal user only"),
         ("evidence:", "login: { user: none }\nevidence:", "logs in as the normal user only"),
-        ("evidence:", "key: { omit: [CKA_COPYABLE] }\nevidence:", "cannot make a KEK"),
         ("evidence:", "key: { generate: tool }\nevidence:", "cannot make a KEK"),
     ] {
         let unusable = Profile::parse(SMALL.replacen(old, new, 1).as_bytes()).unwrap().usable().unwrap_err();
         assert!(unusable.to_string().contains(what), "{new}: {unusable}");
     }
     assert!(Profile::parse(SMALL.as_bytes()).unwrap().usable().is_ok());
+}
+
+#[test]
+fn what_this_release_can_do_is_not_refused() {
+    for (old, new) in [
+        ("send: random, found: sent, bytes: 12", "send: zeros, found: param"),
+        ("bytes: 12", "bytes: 16"),
+        ("mechanism: aes-gcm", "mechanism: aes-gcm\n  number: 0x80000001"),
+        ("evidence:", "key: { omit: [CKA_COPYABLE] }\nevidence:"),
+    ] {
+        let profile = Profile::parse(SMALL.replacen(old, new, 1).as_bytes()).unwrap();
+        assert!(profile.usable().is_ok(), "{new}");
+    }
 }
 
 #[test]

@@ -70,10 +70,12 @@ fn counts(profile: &Profile, sections: &[&str]) -> String {
         *counted.entry(*evidence).or_insert(0) += 1;
     }
     let all_alike = counted.len() == 1;
-    let words = counted.iter().map(|(evidence, count)| match all_alike {
-        true => evidence.word().to_owned(),
-        false => format!("{} {count}", evidence.word()),
-    });
+    let words =
+        counted.iter().map(
+            |(evidence, count)| {
+                if all_alike { evidence.word().to_owned() } else { format!("{} {count}", evidence.word()) }
+            },
+        );
     words.collect::<Vec<_>>().join(", ")
 }
 

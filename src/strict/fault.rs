@@ -162,13 +162,12 @@ impl Fault {
     pub fn hint(&self) -> String {
         match self {
             Self::ByteOrderMark => "save it as UTF-8 without a byte-order mark".to_owned(),
-            Self::Conflict { hint, .. } => hint.clone(),
             Self::DuplicateKey { .. } => "keep one of the two".to_owned(),
             Self::Empty => "write the file first, or check its path".to_owned(),
             Self::MissingKey { .. } => "add the key".to_owned(),
             Self::NotText { .. } => "save it as UTF-8".to_owned(),
             Self::Read { .. } => "check the path and the permissions of the file and its directories".to_owned(),
-            Self::Rule { hint, .. } => hint.clone(),
+            Self::Conflict { hint, .. } | Self::Rule { hint, .. } => hint.clone(),
             Self::SeveralDocuments => "keep one document: remove the line `---` or `...` and what follows".to_owned(),
             Self::Syntax { .. } => "correct the line, or the one before it".to_owned(),
             Self::Tab { .. } => "replace each tab by spaces".to_owned(),

@@ -111,8 +111,7 @@ fn show(name: &str, json: bool) -> Result<(), CliError> {
 fn lint(file: &Path) -> Result<(), CliError> {
     let family = Family::load(file)
         .map_err(|error| unusable(&format!("{} is no profile", file.display()), &ProfileError::from(error)))?;
-    let mut text = String::new();
-    for profile in &family.profiles {
+    let report = |profile: &Profile| {
         let use_now = profile.usable().map_or_else(|why| why.to_string(), |_| "this release can use it".to_owned());
         let unproved = match profile.unproved().as_slice() {
             [] => "nothing".to_owned(),
@@ -122,6 +121,9 @@ fn lint(file: &Path) -> Result<(), CliError> {
         let _ = writeln!(text, "{name}: the file is right; {use_now}\n  not proved: {unproved}");
     }
     print(&text)
+        format!("{}: the file is right; {use_now}\n  not proved: {unproved}\n", profile.full_name())
+    };
+    print(&family.profiles.iter().map(report).collect::<String>())
 }
 
 fn unusable(what: &str, error: &ProfileError) -> CliError {

@@ -24,7 +24,7 @@ pub struct KekRecord {
     pub ceremony: Ceremony,
     /// The cluster it was made for.
     pub cluster: Cluster,
-    /// Name of the vendor profile.
+    /// Name of the vendor profile, and its variant after a slash.
     #[serde(deserialize_with = "strict::line")]
     pub profile: String,
     /// The PKCS#11 module that made it.

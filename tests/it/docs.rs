@@ -46,6 +46,7 @@ fn commands_that_do_not_exist_are_found() {
         "scripts/bench --json --seconds 2",
         "RUST_LOG=debug scripts/quickstart --check --dir /tmp/x",
         "cargo run --release -- call status --socket s --json",
+        "hsm-kms profiles show softhsm2 --json > a.json",
     ] {
         check(right).unwrap();
     }
@@ -60,6 +61,9 @@ fn commands_that_do_not_exist_are_found() {
         "scripts/quickstart --no-check",
         "scripts/bench --second 2",
         "cargo run -- call state",
+        "hsm-kms profiles show",
+        "hsm-kms profiles show softhsm2 kryoptic",
+        "hsm-kms profiles show --jso softhsm2",
     ] {
         check(wrong).unwrap_err();
     }
@@ -155,6 +159,7 @@ impl Help {
             return Err(format!("{} needs a command", command.join(" ")));
         }
         let is_script = program.starts_with("scripts/");
+        let mut operands_left = operands(&help);
         while let Some((word, further)) = rest.split_first() {
             rest = further;
             let (name, value) = word.split_once('=').map_or((word.as_str(), None), |(name, value)| (name, Some(value)));
@@ -164,8 +169,12 @@ impl Help {
                 Some(_) => {}
                 // A script's operand, such as a filter.
                 None if is_script && !name.starts_with('-') => {}
+                None if operands_left > 0 && !name.starts_with('-') => operands_left -= 1,
                 None => return Err(format!("{} has no {word}", command.join(" "))),
             }
+        }
+        if operands_left > 0 {
+            return Err(format!("{} needs {operands_left} more", command.join(" ")));
         }
         Ok(())
     }
@@ -202,6 +211,12 @@ fn subcommands(help: &str) -> Option<Vec<String>> {
     let (_, list) = help.split_once("\nCommands:\n")?;
     let lines = list.lines().take_while(|line| !line.is_empty());
     Some(lines.filter_map(|line| Some(line.strip_prefix("  ")?.split(' ').next()?.to_owned())).collect())
+}
+
+/// How many values stand under `Arguments:`; all of ours must be given.
+fn operands(help: &str) -> usize {
+    let Some((_, list)) = help.split_once("\nArguments:\n") else { return 0 };
+    list.lines().take_while(|line| !line.is_empty()).filter(|line| line.starts_with("  <")).count()
 }
 
 enum Flag {

@@ -11,6 +11,8 @@
 #![allow(unreachable_pub, reason = "what the tests share is public to them")]
 
 mod api_server_stack;
+mod bad_config;
+mod bad_plan;
 mod bad_request;
 mod bad_socket;
 mod docs;

@@ -199,9 +199,9 @@ pub fn deviations(expected: &Attributes, found: &Attributes) -> Vec<Deviation> {
         .into_iter()
         .filter_map(|name| {
             let read = found.get(&name).unwrap_or(&AttributeValue::UNAVAILABLE);
-            let wanted =
-                name.indispensable().or_else(|| expected.get(&name).cloned()).filter(|wanted| wanted != read)?;
-            Some(Deviation { name, expected: wanted, found: read.clone() })
+            let mut wanted = [name.indispensable(), expected.get(&name).cloned()].into_iter().flatten();
+            let expected = wanted.find(|wanted| wanted != read)?;
+            Some(Deviation { name, expected, found: read.clone() })
         })
         .collect()
 }
@@ -248,6 +248,15 @@ mod tests {
         let found = deviations(&weak, &weak);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].to_string(), "CKA_EXTRACTABLE is true, expected false");
+    }
+
+    #[test]
+    fn a_record_that_says_extractable_is_not_the_record_of_a_good_key() {
+        let mut edited = kek();
+        edited.insert(AttributeName::Extractable, AttributeValue::Bool(true));
+        let found = deviations(&edited, &kek());
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].to_string(), "CKA_EXTRACTABLE is false, expected true");
     }
 
     #[test]

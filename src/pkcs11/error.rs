@@ -269,7 +269,7 @@ fn call_hint(function: &str, code: u64) -> &'static str {
             "the token does not have the profile's mechanism; choose another profile"
         }
         sys::CKR_KEY_FUNCTION_NOT_PERMITTED => "the key lacks the right to encrypt or decrypt; hold a new ceremony",
-        sys::CKR_SESSION_COUNT => "lower token.sessions, or close other programs' sessions",
+        sys::CKR_SESSION_COUNT => "lower limits.sessions, or close other programs' sessions",
         _ => "check the HSM and the path to it; the plugin keeps trying by itself",
     }
 }

@@ -71,7 +71,7 @@ pub(super) fn start(request: &link::Start, streams: Vec<UnixStream>) -> Result<S
     let module = Module::load(&PathBuf::from(&request.module), &request.manufacturers, codes)?;
     let token = module.token(&request.token_label)?;
     let serial = &token.info().serial;
-    if !request.token_serial.is_empty() && request.token_serial != *serial {
+    if request.token_serial != *serial {
         return Err(Error::TokenSerial {
             label: request.token_label.clone(),
             expected: request.token_serial.clone(),

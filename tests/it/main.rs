@@ -15,6 +15,8 @@ mod another_program;
 mod api_server_stack;
 mod bad_kek;
 mod bad_pin;
+mod bad_config;
+mod bad_plan;
 mod bad_request;
 mod bad_socket;
 mod bad_token;

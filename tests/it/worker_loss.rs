@@ -38,7 +38,7 @@ async fn a_killed_worker_under_load_costs_no_request() {
     load.goes_on(100).await;
     load.end().await;
     assert_ne!(worker(&plugin), Some(killed));
-    watch.end().await;
+    watch.end();
 }
 
 #[tokio::test]
@@ -64,7 +64,7 @@ async fn a_stopped_worker_is_replaced_and_every_request_is_answered() {
     assert!(!is_alive(stopped), "the worker that hung is still there");
     assert_ne!(worker(&plugin), Some(stopped));
     seal(plugin.client().await).await.unwrap();
-    watch.end().await;
+    watch.end();
     assert!(plugin.log().contains("a PKCS#11 call has hung"));
 }
 
@@ -190,7 +190,7 @@ async fn fifty_worker_kills_leave_nothing_behind() {
     let after = (descriptors_and_threads(plugin.pid()), sockets_of(plugin.pid()));
     assert_eq!(after, before.unwrap());
     assert!(killed.into_iter().all(|worker| !is_alive(worker)));
-    watch.end().await;
+    watch.end();
 }
 
 #[tokio::test]
@@ -239,7 +239,7 @@ async fn more_callers_than_the_queue_holds_are_refused_at_once() {
         }
     }
     assert_eq!((waited, refused), (4, 16));
-    watch.end().await;
+    watch.end();
 }
 
 async fn serve(change: impl FnOnce(&mut Value)) -> (TestToken, Plugin) {
@@ -320,7 +320,7 @@ impl Load {
         let target = self.done.load(Ordering::Relaxed) + rounds;
         let began = Instant::now();
         while self.done.load(Ordering::Relaxed) < target {
-            self.check().await;
+            self.check();
             assert!(began.elapsed() < Duration::from_secs(20), "the load stands still");
             sleep(Duration::from_millis(2)).await;
         }
@@ -342,7 +342,7 @@ impl Load {
         after.windows(2).map(|pair| *pair[1] - *pair[0]).max().unwrap()
     }
 
-    async fn check(&mut self) {
+    fn check(&mut self) {
         if let Some(ended) = self.callers.try_join_next() {
             ended.unwrap();
         }
@@ -388,7 +388,7 @@ impl StatusWatch {
         Self { stop, thread }
     }
 
-    async fn end(self) {
+    fn end(self) {
         self.stop.store(true, Ordering::Relaxed);
         let mut times = self.thread.join().unwrap();
         times.sort_unstable();

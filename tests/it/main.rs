@@ -15,6 +15,8 @@ mod docs;
 mod emulator;
 mod emulator_and_stack;
 mod etcd;
+mod fault_module;
+mod faults;
 mod grpc_clients;
 mod harness;
 mod imports;

@@ -1,0 +1,81 @@
+//! Every return code that matters from every call that the plugin makes.
+
+use serde_json::json;
+
+use super::{Case, case, millis, run};
+
+const CODES: [&str; 14] = [
+    "CKR_GENERAL_ERROR",
+    "CKR_DEVICE_ERROR",
+    "CKR_DEVICE_REMOVED",
+    "CKR_TOKEN_NOT_PRESENT",
+    "CKR_SESSION_HANDLE_INVALID",
+    "CKR_SESSION_CLOSED",
+    "CKR_OBJECT_HANDLE_INVALID",
+    "CKR_KEY_HANDLE_INVALID",
+    "CKR_USER_NOT_LOGGED_IN",
+    "CKR_FUNCTION_FAILED",
+    "CKR_HOST_MEMORY",
+    "CKR_BUFFER_TOO_SMALL",
+    "CKR_PIN_INCORRECT",
+    VENDOR,
+];
+const VENDOR: &str = "a vendor's 0x80000123";
+
+/// Codes of a login that say the token was not asked.
+const NOT_ASKED: [&str; 6] = [
+    "CKR_DEVICE_ERROR",
+    "CKR_DEVICE_REMOVED",
+    "CKR_TOKEN_NOT_PRESENT",
+    "CKR_SESSION_HANDLE_INVALID",
+    "CKR_SESSION_CLOSED",
+    "CKR_HOST_MEMORY",
+];
+
+#[test]
+fn codes_while_serving() {
+    let functions = ["C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt"];
+    let cases = pairs(&functions, |function, code| {
+        case(format!("{function} {code}"), async move |rig| rig.survives(function, &returning(code)).await)
+    });
+    run("return codes while serving", cases);
+}
+
+#[test]
+fn codes_at_start() {
+    let functions = ["C_OpenSession", "C_FindObjectsInit", "C_FindObjects", "C_GetAttributeValue", "C_Login"];
+    let cases = pairs(&functions, |function, code| {
+        case(format!("{function} {code}"), async move |rig| {
+            let calls = rig.fault.calls(function);
+            let logins = rig.fault.calls("C_Login");
+            rig.fault.always(function, &returning(code));
+            rig.hang_up();
+            rig.called(function, calls).await;
+            let observed = rig.traffic().await;
+            let stops = if function == "C_Login" { !NOT_ASKED.contains(&code) } else { code == "CKR_PIN_INCORRECT" };
+            let tried = rig.fault.calls("C_Login") - logins;
+            rig.fault.clear();
+            if !stops {
+                return format!("{observed}; {tried} logins; healed in {}", millis(rig.heals().await));
+            }
+            // An operator's word, a login.
+            let more = rig.traffic().await;
+            assert!(more.answers.keys().all(|answer| !answer.ends_with(" Ok")), "served without an operator: {more}");
+            assert!(rig.status().await.0 != "ok");
+            assert!(rig.fault.calls("C_Login") - logins <= 1, "more than one login");
+            rig.hang_up();
+            let healed = rig.heals().await;
+            assert!(rig.fault.calls("C_Login") - logins <= 2, "more than one login per SIGHUP");
+            format!("{observed}; {tried} logins, none more before SIGHUP; then healed in {}", millis(healed))
+        })
+    });
+    run("return codes at start", cases);
+}
+
+fn pairs(functions: &[&'static str], case: impl Fn(&'static str, &'static str) -> Case) -> Vec<Case> {
+    functions.iter().flat_map(|function| CODES.iter().map(|code| case(function, code))).collect()
+}
+
+fn returning(code: &str) -> serde_json::Value {
+    json!({"return": if code == VENDOR { json!(0x8000_0123_u32) } else { json!(code) }})
+}

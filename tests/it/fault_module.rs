@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
@@ -53,6 +53,11 @@ impl FaultModule {
         self.set(&json!({"rules": [{"function": function, "action": action}]}));
     }
 
+    /// The same, for the next call only.
+    pub fn once(&self, function: &str, action: &Value) {
+        self.set(&json!({"rules": [{"function": function, "times": 1, "action": action}]}));
+    }
+
     /// From now on the module only forwards.
     pub fn clear(&self) {
         match fs::remove_file(&self.control) {
@@ -61,14 +66,9 @@ impl FaultModule {
         }
     }
 
-    /// How often the function was called so far, by all processes together.
+    /// How often the function was called so far, or any for `*`, by all processes together.
     pub fn calls(&self, function: &str) -> usize {
         let lines = fs::read_to_string(&self.counts).unwrap_or_default();
-        lines.lines().filter(|line| line.split(' ').next() == Some(function)).count()
-    }
-
-    /// The file with a line per call.
-    pub fn calls_file(&self) -> &Path {
-        &self.counts
+        lines.lines().filter(|line| function == "*" || line.split(' ').next() == Some(function)).count()
     }
 }

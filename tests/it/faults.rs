@@ -39,7 +39,8 @@ const SIDE_BY_SIDE: usize = 8;
 
 const PLAINTEXT: &[u8] = b"the seed that was sealed before the fault";
 
-/// A token with a KEK, shared by all cases of a table.
+/// A token with a KEK, used by one case after the other: SoftHSM2 now and then shows a token half written to a process that
+/// starts while another logs in.
 struct Site {
     token: TestToken,
     record: PathBuf,
@@ -61,6 +62,8 @@ struct Observed {
     answers: BTreeMap<String, usize>,
     slowest: Duration,
     slowest_status: Duration,
+    /// What Status says at the end.
+    healthz: String,
 }
 
 type Check = Box<dyn FnOnce(&Site, usize) -> String + Send>;
@@ -87,15 +90,15 @@ where
 /// Runs the cases and prints the table; fails if one of them did.
 fn run(title: &str, cases: Vec<Case>) {
     let began = Instant::now();
-    let token = TestToken::new();
-    let record = run_ceremony(&token, token.directory());
-    let site = Site { token, record };
     let count = cases.len();
     let queue: Mutex<VecDeque<_>> = Mutex::new(cases.into_iter().enumerate().collect());
     let rows = Mutex::new(BTreeMap::new());
     thread::scope(|scope| {
         for _ in 0..SIDE_BY_SIDE.min(count) {
             scope.spawn(|| {
+                let token = TestToken::new();
+                let record = run_ceremony(&token, token.directory());
+                let site = Site { token, record };
                 loop {
                     let next = queue.lock().unwrap().pop_front();
                     let Some((number, Case(name, check))) = next else { return };
@@ -108,7 +111,7 @@ fn run(title: &str, cases: Vec<Case>) {
     });
     let rows = rows.into_inner().unwrap();
     let failed = rows.values().filter(|(_, outcome)| outcome.is_err()).count();
-    let mut table = format!("\n{title}, in front of {}: {count} cases, {failed} failed\n", site.token.profile);
+    let mut table = format!("\n{title}: {count} cases, {failed} failed\n");
     for (name, outcome) in rows.values() {
         let (word, text) = match outcome {
             Ok(text) => ("ok", text),
@@ -172,6 +175,7 @@ impl Rig {
                 }
             }
         }
+        observed.healthz = self.status().await.0;
         assert!(observed.slowest < ANSWER_LIMIT, "an answer took {:?}", observed.slowest);
         observed
     }
@@ -202,12 +206,44 @@ impl Rig {
         }
     }
 
-    /// All of the fault's rules at once on, traffic, off, healed.
+    /// The fault on, traffic, the fault off: healed by itself.
     async fn survives(&mut self, function: &str, action: &serde_json::Value) -> String {
+        let calls = self.fault.calls(function);
         self.fault.always(function, action);
+        let observed = self.traffic().await;
+        self.called(function, calls).await;
+        self.fault.clear();
+        format!("{observed}; healed in {}", millis(self.heals().await))
+    }
+
+    /// The same for a function that only a start calls: the worker is replaced while the fault is on.
+    async fn survives_at_start(&mut self, function: &str, action: &serde_json::Value) -> String {
+        let calls = self.fault.calls(function);
+        self.fault.always(function, action);
+        self.hang_up();
+        self.called(function, calls).await;
         let observed = self.traffic().await;
         self.fault.clear();
         format!("{observed}; healed in {}", millis(self.heals().await))
+    }
+
+    /// As [`Rig::survives_at_start`], but only an operator's word heals it: nothing is served before, nobody logs in.
+    async fn stops_at_start(&mut self, function: &str, action: &serde_json::Value) -> String {
+        let [calls, logins] = [function, "C_Login"].map(|function| self.fault.calls(function));
+        self.fault.always(function, action);
+        self.hang_up();
+        self.called(function, calls).await;
+        let observed = self.traffic().await;
+        assert_ne!(observed.healthz, "ok");
+        let tried = self.fault.calls("C_Login") - logins;
+        self.fault.clear();
+        let more = self.traffic().await;
+        assert!(more.none_served() && more.healthz != "ok", "served again without an operator: {more}");
+        assert!(self.fault.calls("C_Login") - logins == tried && tried <= 1, "more than one login");
+        self.hang_up();
+        let healed = self.heals().await;
+        assert_eq!(self.fault.calls("C_Login") - logins, tried + 1, "SIGHUP is for one login");
+        format!("{observed}; {tried} logins until SIGHUP, then healed in {}", millis(healed))
     }
 
     /// The plugin has not panicked, and everything that Encrypt gave opens to what it was.
@@ -263,7 +299,24 @@ impl std::fmt::Display for Observed {
         for (position, (answer, count)) in self.answers.iter().enumerate() {
             write!(formatter, "{}{count} {answer}", if position == 0 { "" } else { ", " })?;
         }
-        write!(formatter, "; slowest {}, Status {}", millis(self.slowest), millis(self.slowest_status))
+        let healthz = if self.healthz == "ok" { "ok" } else { "down" };
+        write!(formatter, "; slowest {}, Status {healthz} {}", millis(self.slowest), millis(self.slowest_status))
+    }
+}
+
+impl Observed {
+    fn all_served(&self) -> bool {
+        self.lost().is_empty()
+    }
+
+    /// The answers that were errors, with their number.
+    fn lost(&self) -> Vec<String> {
+        let lost = self.answers.iter().filter(|(answer, _)| !answer.ends_with(" Ok"));
+        lost.map(|(answer, count)| format!("{count} {answer}")).collect()
+    }
+
+    fn none_served(&self) -> bool {
+        !self.answers.keys().any(|answer| answer.ends_with(" Ok"))
     }
 }
 

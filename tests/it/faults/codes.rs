@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Case, case, millis, run};
+use super::{Case, case, run};
 
 const CODES: [&str; 14] = [
     "CKR_GENERAL_ERROR",
@@ -46,27 +46,12 @@ fn codes_at_start() {
     let functions = ["C_OpenSession", "C_FindObjectsInit", "C_FindObjects", "C_GetAttributeValue", "C_Login"];
     let cases = pairs(&functions, |function, code| {
         case(format!("{function} {code}"), async move |rig| {
-            let calls = rig.fault.calls(function);
-            let logins = rig.fault.calls("C_Login");
-            rig.fault.always(function, &returning(code));
-            rig.hang_up();
-            rig.called(function, calls).await;
-            let observed = rig.traffic().await;
             let stops = if function == "C_Login" { !NOT_ASKED.contains(&code) } else { code == "CKR_PIN_INCORRECT" };
-            let tried = rig.fault.calls("C_Login") - logins;
-            rig.fault.clear();
-            if !stops {
-                return format!("{observed}; {tried} logins; healed in {}", millis(rig.heals().await));
+            if stops {
+                rig.stops_at_start(function, &returning(code)).await
+            } else {
+                rig.survives_at_start(function, &returning(code)).await
             }
-            // An operator's word, a login.
-            let more = rig.traffic().await;
-            assert!(more.answers.keys().all(|answer| !answer.ends_with(" Ok")), "served without an operator: {more}");
-            assert!(rig.status().await.0 != "ok");
-            assert!(rig.fault.calls("C_Login") - logins <= 1, "more than one login");
-            rig.hang_up();
-            let healed = rig.heals().await;
-            assert!(rig.fault.calls("C_Login") - logins <= 2, "more than one login per SIGHUP");
-            format!("{observed}; {tried} logins, none more before SIGHUP; then healed in {}", millis(healed))
         })
     });
     run("return codes at start", cases);

@@ -18,6 +18,8 @@ mod imitate;
 mod plain;
 mod real;
 mod sessions;
+#[cfg(test)]
+mod tests;
 
 use std::ptr;
 use std::sync::OnceLock;

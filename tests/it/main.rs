@@ -19,3 +19,4 @@ mod grpc_clients;
 mod harness;
 mod imports;
 mod parts;
+mod yubihsm;

@@ -78,7 +78,7 @@ fn the_other_mechanisms_work() {
 fn two_keys_cannot_have_one_id() {
     let device = Device::new();
     let mut driver = with_key(&device);
-    assert_eq!(driver.refuses("generate kek 0101"), "FunctionFailed from GenerateKey");
+    assert_eq!(driver.refuses("generate kek 0101"), "AttributeValueInvalid from GenerateKey");
     driver.does("find kek");
     driver.does("destroy");
     assert_eq!(driver.does("find kek")["found"], 0);
@@ -93,7 +93,9 @@ fn a_wrong_pin_is_told_from_a_wrong_key_number() {
     for _ in 0..20 {
         assert_eq!(driver.refuses("login 0001passwords"), "PinIncorrect from Login");
     }
-    assert_eq!(driver.refuses("login 0002password"), "ArgumentsBad from Login");
+    assert_eq!(driver.refuses("login 0002password"), "ObjectHandleInvalid from Login");
+    assert_eq!(driver.refuses("login wordpassword"), "PinIncorrect from Login", "no number in front");
+    assert_eq!(driver.refuses("login 0001short"), "ArgumentsBad from Login", "a password has 8 characters");
     driver.does(LOGIN);
 }
 
@@ -115,12 +117,14 @@ fn keys_outlive_a_restart_of_the_device() {
 }
 
 #[test]
-fn a_driver_that_starts_before_the_device_sees_it_later() {
+fn a_driver_that_starts_before_the_device_must_start_again() {
     let mut device = Device::new();
     device.kill();
     let mut driver = device.load_driver();
     assert_eq!(driver.refuses(LOGIN), "no slot has a token");
     device.start();
+    assert_eq!(driver.refuses(LOGIN), "no slot has a token", "it looks only when it starts");
+    assert_eq!(driver.does("reload")["slots"], 1);
     driver.does(LOGIN);
 }
 

@@ -286,14 +286,14 @@ fn block_cipher(store: &Store, command: u8, mut fields: Fields) -> Answer {
 
 fn blocks<C: Cipher>(key: &Object, command: u8, mut fields: Fields) -> Answer {
     let cipher = C::new_from_slice(&key.value).map_err(|_| Refusal::STORAGE_FAILED)?;
-    if fields.0.len() % 16 != 0 {
+    if !fields.0.len().is_multiple_of(16) {
         return Err(Refusal::WRONG_LENGTH);
     }
     // ECB is CBC block by block, each from a vector of zeros.
-    let (all, each) = ([0; 16], |text: &[u8], one: &dyn Fn(&[u8]) -> Vec<u8>| text.chunks(16).flat_map(one).collect());
+    let zeros = [0; 16];
     Ok(match command {
-        command::ENCRYPT_ECB => each(fields.rest(), &|block| cbc_encrypt(&cipher, all, block)),
-        command::DECRYPT_ECB => each(fields.rest(), &|block| cbc_decrypt(&cipher, all, block)),
+        command::ENCRYPT_ECB => fields.rest().chunks(16).flat_map(|block| cbc_encrypt(&cipher, zeros, block)).collect(),
+        command::DECRYPT_ECB => fields.rest().chunks(16).flat_map(|block| cbc_decrypt(&cipher, zeros, block)).collect(),
         command::ENCRYPT_CBC => cbc_encrypt(&cipher, fields.array()?, fields.rest()),
         _ => cbc_decrypt(&cipher, fields.array()?, fields.rest()),
     })

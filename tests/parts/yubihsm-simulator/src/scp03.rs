@@ -85,7 +85,7 @@ impl Channel {
 
     /// Decrypts a command.
     pub fn decrypt(&self, ciphertext: &[u8]) -> Option<Vec<u8>> {
-        if ciphertext.len() % 16 != 0 {
+        if !ciphertext.len().is_multiple_of(16) {
             return None;
         }
         let cipher = Aes128::new(&self.encryption.into());
@@ -155,7 +155,9 @@ fn derive(key: &Block, constant: u8, bits: u16, context: &Block) -> Block {
 
 fn cmac(key: &Block, parts: &[&[u8]]) -> Block {
     let mut mac = Cmac::<Aes128>::new(&(*key).into());
-    parts.iter().for_each(|part| mac.update(part));
+    for part in parts {
+        mac.update(part);
+    }
     mac.finalize().into_bytes().into()
 }
 

@@ -34,3 +34,4 @@ mod processes;
 mod profiles;
 mod refusal;
 mod worker_loss;
+mod yubihsm;

@@ -25,6 +25,8 @@ pub const API_SERVER_STACK: Part = Part { program: "apiserver-stack", component:
 pub const GRPC_GO: Part = Part { program: "grpc-go", component: "grpc-go" };
 pub const KMS_CLIENT: Part = Part { program: "kms-client", component: "grpcio" };
 pub const AUTHORITY: Part = Part { program: "authority", component: "h2" };
+pub const YUBIHSM_SIMULATOR: Part = Part { program: "yubihsm-simulator", component: "simulated YubiHSM 2" };
+pub const YUBIHSM_CHECK: Part = Part { program: "yubihsm-check", component: "yubihsm-pkcs11" };
 
 /// The folder with the parts: `HSM_KMS_TEST_PARTS`, or where `scripts/test-parts` puts them by itself.
 pub fn folder() -> PathBuf {
@@ -60,8 +62,13 @@ impl Part {
 
     /// Starts it on a plugin's socket. `scenario` is the first argument, where it takes one, and flags.
     pub fn start(self, scenario: &[&str], socket: &Path) -> Running {
+        self.spawn(|command| command.args(scenario).arg("--socket").arg(socket))
+    }
+
+    /// Starts it with the arguments and variables that `prepare` gives it.
+    pub fn spawn(self, prepare: impl FnOnce(&mut Command) -> &mut Command) -> Running {
         let mut command = Command::new(installed(folder().join("bin").join(self.program)));
-        command.args(scenario).arg("--socket").arg(socket);
+        prepare(&mut command);
         let errors = tempfile::tempfile().unwrap();
         let mut child = command
             .stdin(Stdio::piped())
@@ -147,6 +154,11 @@ impl Running {
             assert!(Instant::now() < deadline, "{} does not end", self.command);
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Writes the evidence that it did its work; [`Running::holds`] does by itself.
+    pub fn record(&self) {
+        record_run(self.part.component);
     }
 
     /// Waits for its end, which must be a good one. Returns all its steps.

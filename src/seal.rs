@@ -114,21 +114,21 @@ impl SealForm {
     /// Whether seal, layout and length go together, and this release opens such blobs.
     pub fn is_consistent(self) -> bool {
         match (self.seal, self.iv_layout) {
-            (Seal::AesCbcHmac, _) => false,
-            (_, IvLayout::Inside) => self.iv_length == 0,
-            (Seal::AesGcm, _) => matches!(self.iv_length, 12 | 16),
-            (Seal::AesKwp | Seal::YubicoCcm, _) => false,
+            (Seal::AesKwp | Seal::YubicoCcm, IvLayout::Inside) => self.iv_length == 0,
+            (Seal::AesGcm, IvLayout::Sent | IvLayout::Param | IvLayout::Suffix | IvLayout::Prefix) => {
+                matches!(self.iv_length, 12 | 16)
+            }
+            _ => false,
         }
     }
 
     /// The shortest ciphertext of one byte of plaintext, in bytes, with tag and whatever else the seal adds.
     pub fn shortest_ciphertext(self) -> usize {
-        match (self.seal, self.iv_layout) {
-            (Seal::AesGcm, IvLayout::Inside) => 1 + 12 + 16,
-            (Seal::AesGcm, _) => 1 + 16,
+        match self.seal {
+            Seal::AesGcm => 1 + 16,
             // Key wrap: 32 bytes of context and one more, padded to 40, and 8. CBC: one block of 16, and a MAC of 32.
-            (Seal::AesKwp | Seal::AesCbcHmac, _) => 48,
-            (Seal::YubicoCcm, _) => 32 + 1 + 30,
+            Seal::AesKwp | Seal::AesCbcHmac => 48,
+            Seal::YubicoCcm => 32 + 1 + 30,
         }
     }
 }

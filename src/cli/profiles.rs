@@ -1,6 +1,5 @@
 //! `hsm-kms profiles`: what is known of each kind of HSM, and whether a profile file can be used.
 
-use std::fmt::Write as _;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -117,10 +116,6 @@ fn lint(file: &Path) -> Result<(), CliError> {
             [] => "nothing".to_owned(),
             names => names.join(", "),
         };
-        let name = profile.full_name();
-        let _ = writeln!(text, "{name}: the file is right; {use_now}\n  not proved: {unproved}");
-    }
-    print(&text)
         format!("{}: the file is right; {use_now}\n  not proved: {unproved}\n", profile.full_name())
     };
     print(&family.profiles.iter().map(report).collect::<String>())

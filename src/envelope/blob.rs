@@ -214,7 +214,7 @@ mod tests {
             (changed(4, 2), BlobError::Version { version: 2 }),
             (changed(5, 0), BlobError::Seal { code: 0 }),
             (changed(5, 4), BlobError::Seal { code: 4 }),
-            // Key wrap takes no IV, and GCM with its IV inside keeps none apart.
+            // Key wrap takes no IV, and GCM never has it inside.
             (changed(5, 2), BlobError::IvLength { found: 12 }),
             (changed(6, 5), BlobError::IvLength { found: 12 }),
             (changed(6, 0), BlobError::IvLayout { code: 0 }),
@@ -263,8 +263,8 @@ mod tests {
 
     #[test]
     fn there_are_as_many_forms_as_documented() {
-        // GCM: four layouts with 12 or 16 bytes, and inside; key wrap; CCM.
-        assert_eq!(forms().len(), 4 * 2 + 1 + 1 + 1);
+        // GCM: four layouts with 12 or 16 bytes; key wrap; CCM.
+        assert_eq!(forms().len(), 4 * 2 + 1 + 1);
     }
 
     proptest! {

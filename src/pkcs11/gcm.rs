@@ -6,13 +6,10 @@ use zeroize::Zeroizing;
 use super::raw::{Mechanism, Parameter};
 use super::seal::{Sealed, random};
 use super::{Error, Key, Session};
-use crate::seal::{IvLayout, IvSend, SealForm, Sealing};
+use crate::seal::{IvLayout, IvSend, Sealing};
 
 /// Bytes of the tag behind the ciphertext.
 const TAG_BYTES: usize = 16;
-
-/// IV lengths that a module may put inside, in bytes.
-const INSIDE_IV_BYTES: std::ops::RangeInclusive<usize> = 12..=16;
 
 pub(super) fn seal(
     session: &Session,
@@ -58,11 +55,8 @@ pub(super) fn seal(
             let ciphertext = iv.split_off(length);
             Ok(Sealed { iv, ciphertext })
         }
-        IvLayout::Inside => {
-            let expected = with_tag.saturating_add(*INSIDE_IV_BYTES.start());
-            let ciphertext = session.encrypt(key, mechanism, plaintext, expected)?;
-            Ok(Sealed { iv: Vec::new(), ciphertext })
-        }
+        // The blob would keep nothing to open it by.
+        IvLayout::Inside => Err(Error::SealUnsupported { form: sealing.form }),
     }
 }
 
@@ -70,21 +64,14 @@ pub(super) fn open(
     session: &Session,
     key: Key,
     mechanism: u64,
-    form: SealForm,
     iv: &[u8],
     context: &[u8],
     ciphertext: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, Error> {
     let mut iv = iv.to_vec();
     let mechanism = Mechanism { code: mechanism, parameter: Parameter::Gcm { iv: &mut iv, aad: context } };
-    let without_tag = ciphertext.len().saturating_sub(TAG_BYTES);
-    let expected = match form.iv_layout {
-        IvLayout::Inside => {
-            without_tag.saturating_sub(*INSIDE_IV_BYTES.end())..=without_tag.saturating_sub(*INSIDE_IV_BYTES.start())
-        }
-        _ => without_tag..=without_tag,
-    };
-    session.decrypt(key, mechanism, ciphertext, expected)
+    let expected = ciphertext.len().saturating_sub(TAG_BYTES);
+    session.decrypt(key, mechanism, ciphertext, expected..=expected)
 }
 
 fn unexpected(what: &str) -> Error {

@@ -23,7 +23,6 @@ pub use self::key::{Key, KeyTemplate};
 use self::raw::Functions;
 pub use self::seal::Sealed;
 use crate::profile::CodeOverride;
-use crate::seal::Seal;
 use crate::secret::Pin;
 
 /// A loaded and initialised module. There is one per process; it is never finalised while calls may be in flight.
@@ -201,19 +200,6 @@ impl Token {
         }
     }
 }
-
-/// The PKCS#11 number of a seal's mechanism, where a profile names no other.
-pub fn default_mechanism(seal: Seal) -> u64 {
-    match seal {
-        Seal::AesGcm => sys::CKM_AES_GCM,
-        Seal::AesKwp => sys::CKM_AES_KEY_WRAP_KWP,
-        Seal::YubicoCcm => CKM_YUBICO_AES_CCM_WRAP,
-        Seal::AesCbcHmac => sys::CKM_AES_CBC,
-    }
-}
-
-/// From the driver's pkcs11y.h.
-const CKM_YUBICO_AES_CCM_WRAP: u64 = 0xD955_4204;
 
 impl Error {
     /// Whatever a login answers, it is not tried again: on some tokens malformed PINs count, too.

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 use super::raw::{Mechanism, Parameter};
 use super::seal::Sealed;
 use super::{Error, Key, Session};
-use crate::seal::{Seal, SealForm, Sealing};
+use crate::seal::{Seal, Sealing};
 
 /// Bytes that Yubico's driver adds: algorithm 1, nonce 13, tag 16.
 const CCM_OVERHEAD: usize = 30;
@@ -35,19 +35,18 @@ pub(super) fn seal(
 pub(super) fn open(
     session: &Session,
     key: Key,
-    mechanism: u64,
-    form: SealForm,
+    sealing: &Sealing,
     context: &[u8],
     ciphertext: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, Error> {
-    let expected = if form.seal == Seal::YubicoCcm {
+    let expected = if sealing.form.seal == Seal::YubicoCcm {
         let exact = ciphertext.len().saturating_sub(CCM_OVERHEAD);
         exact..=exact
     } else {
         let padded = ciphertext.len().saturating_sub(SEMIBLOCK);
         padded.saturating_sub(SEMIBLOCK - 1)..=padded
     };
-    let mechanism = Mechanism { code: mechanism, parameter: Parameter::None };
+    let mechanism = Mechanism { code: sealing.mechanism, parameter: Parameter::None };
     let bound = session.decrypt(key, mechanism, ciphertext, expected)?;
     match bound.split_at_checked(context.len()) {
         Some((found, plaintext)) if bool::from(found.ct_eq(context)) => Ok(Zeroizing::new(plaintext.to_vec())),

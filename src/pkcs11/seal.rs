@@ -24,7 +24,8 @@ impl Session {
         }
     }
 
-    /// Opens what [`Session::seal`] made on a token with this sealing, or with another that the blob's `form` records.
+    /// Opens what [`Session::seal`] made on a token with this sealing. The IV layout may be another: a site may have changed its
+    /// HSM's mode, and the blob's `form` says which it was.
     pub fn open(
         &self,
         key: Key,
@@ -34,15 +35,14 @@ impl Session {
         context: &[u8],
         ciphertext: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, Error> {
-        let mechanism =
-            if form.seal == sealing.form.seal { sealing.mechanism } else { super::default_mechanism(form.seal) };
-        // No PKCS#11 call on what cannot be right: a short ciphertext drives one module to write to address 2^64 - 8.
-        if ciphertext.len() < form.shortest_ciphertext() {
+        // No PKCS#11 call on what cannot be right: this KEK never sealed so; and a short ciphertext drives one module to write
+        // to address 2^64 - 8.
+        if form.seal != sealing.form.seal || ciphertext.len() < form.shortest_ciphertext() {
             return Err(self.data_error("C_Decrypt"));
         }
         match form.seal {
-            Seal::AesGcm => gcm::open(self, key, mechanism, form, iv, context, ciphertext),
-            Seal::AesKwp | Seal::YubicoCcm => opaque::open(self, key, mechanism, form, context, ciphertext),
+            Seal::AesGcm => gcm::open(self, key, sealing.mechanism, iv, context, ciphertext),
+            Seal::AesKwp | Seal::YubicoCcm => opaque::open(self, key, sealing, context, ciphertext),
             Seal::AesCbcHmac => Err(Error::SealUnsupported { form }),
         }
     }

@@ -77,7 +77,8 @@ impl TestToken {
         }
     }
 
-    fn kryoptic() -> Self {
+    /// A token of Kryoptic, whatever module is under test.
+    pub fn kryoptic() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let module = parts::installed(parts::folder().join("libkryoptic_pkcs11.so"));
         let configuration = directory.path().join("kryoptic.conf");
@@ -104,12 +105,19 @@ const USER_PIN: &str = "pin-of-the-token-5093817264";
 
 /// Makes a KEK with label [`LABEL`] in the token, by `hsm-kms ceremony run`; returns the path of its record in `directory`.
 pub fn run_ceremony(token: &TestToken, directory: &Path) -> PathBuf {
+    let record = run_ceremony_on(&token.section(), &[], directory);
+    parts::record_run(token.profile);
+    record
+}
+
+/// The same on the token of this section, with these attributes permitted to deviate.
+pub fn run_ceremony_on(section: &Value, permit: &[&str], directory: &Path) -> PathBuf {
     let plan = json!({
         "version": 1,
         "kind": "rehearsal",
         "cluster": CLUSTER,
-        "token": token.section(),
-        "kek": {"label": LABEL},
+        "token": section,
+        "kek": {"label": LABEL, "permit": permit},
         "output": directory,
     });
     let path = directory.join("plan.yaml");
@@ -118,7 +126,6 @@ pub fn run_ceremony(token: &TestToken, directory: &Path) -> PathBuf {
     assert!(output.status.success(), "the ceremony failed: {}", String::from_utf8_lossy(&output.stderr));
     let record = directory.join("kek-record.json");
     assert!(record.is_file(), "the ceremony wrote no record");
-    parts::record_run(token.profile);
     record
 }
 
@@ -132,14 +139,19 @@ pub struct Config {
 impl Config {
     /// A configuration `name`.yaml that serves this record from this token, on a socket beside the token.
     pub fn new(token: &TestToken, record: &Path, name: &str) -> Self {
+        Self::on(&token.section(), token.directory(), record, name)
+    }
+
+    /// The same for the token of this section, in `directory`.
+    pub fn on(section: &Value, directory: &Path, record: &Path, name: &str) -> Self {
         let value = json!({
             "version": 1,
             "cluster": CLUSTER,
-            "socket": {"path": token.directory().join(format!("{name}@kms.sock"))},
-            "token": token.section(),
+            "socket": {"path": directory.join(format!("{name}@kms.sock"))},
+            "token": section,
             "kek": {"record": record, "allow_rehearsal": true},
         });
-        Self { path: token.directory().join(format!("{name}.yaml")), value }
+        Self { path: directory.join(format!("{name}.yaml")), value }
     }
 
     /// Writes the file and returns its path.

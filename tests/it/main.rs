@@ -1,7 +1,7 @@
 //! Integration tests: they drive the built program by its socket and its command line, on a real PKCS#11 module.
 //!
-//! `scripts/test` builds what they need and runs them all. `HSM_KMS_TEST_MODULE` names the module: `softhsm2` (default) or `kryoptic`. The module is never loaded into this process,
-//! but only into a child that `another_program` makes.
+//! `scripts/test` builds what they need and runs them all. `HSM_KMS_TEST_MODULE` names the module: `softhsm2` (default) or
+//! `kryoptic`. The module is never loaded into this process, but only into a child that `another_program` makes.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -13,9 +13,9 @@
 
 mod another_program;
 mod api_server_stack;
+mod bad_config;
 mod bad_kek;
 mod bad_pin;
-mod bad_config;
 mod bad_plan;
 mod bad_request;
 mod bad_socket;
@@ -33,5 +33,7 @@ mod parts;
 mod processes;
 mod profiles;
 mod refusal;
+mod seals;
+mod served;
 mod worker_loss;
 mod yubihsm;

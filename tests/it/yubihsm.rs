@@ -1,8 +1,8 @@
-//! Yubico's own PKCS#11 driver on a simulated YubiHSM 2: the one vendor's driver that tests can have.
+//! Yubico's own PKCS#11 driver on a simulated `YubiHSM` 2: the one vendor's driver that tests can have.
 //!
 //! What the driver does is real; what the device answers is the simulator's. It says nothing about a device's speed.
 
-mod device;
+pub mod device;
 
 use std::thread;
 use std::time::Duration;
@@ -162,7 +162,9 @@ fn a_slow_device_does_one_command_at_a_time() {
     drivers[1].does("find kek");
     device.set_faults(&json!({"delay_ms": 100}));
     let seal = format!("seal {PLAINTEXT}");
-    drivers.iter_mut().for_each(|driver| driver.begin(&seal));
+    for driver in &mut drivers {
+        driver.begin(&seal);
+    }
     let mut took = drivers.each_mut().map(|driver| {
         let outcome = driver.outcome();
         assert_eq!(outcome["ok"], true, "{outcome}");

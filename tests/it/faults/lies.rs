@@ -1,4 +1,4 @@
-//! A module that answers CKR_OK and is wrong: attributes, token information, outputs.
+//! A module that answers `CKR_OK` and is wrong: attributes, token information, outputs.
 
 use hsm_kms::attributes::AttributeName;
 use serde_json::{Value, json};
@@ -112,7 +112,7 @@ fn outputs() {
     run("outputs", cases);
 }
 
-/// A module that says CKR_OK for a ciphertext it altered: no check of the plugin sees it, and the blob does not open later.
+/// A module that says `CKR_OK` for a ciphertext it altered: no check of the plugin sees it, and the blob does not open later.
 async fn altered_ciphertext(rig: &mut Rig) -> String {
     rig.fault.always("C_Encrypt", &json!({"flip_bit": 100}));
     let observed = rig.traffic().await;

@@ -1,4 +1,4 @@
-//! A simulated YubiHSM 2, and a process that has Yubico's driver loaded on it.
+//! A simulated `YubiHSM` 2, and a process that has Yubico's driver loaded on it.
 
 use std::fs;
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::wait_for;
+use crate::harness::{wait_for, write_secret};
 use crate::parts::{Running, YUBIHSM_CHECK, YUBIHSM_SIMULATOR, folder, installed};
 
 /// A simulated device behind its connector, with its state in a folder that goes with it.
@@ -53,6 +53,30 @@ impl Device {
         wait_for("the connector to take or refuse connections", || {
             (TcpStream::connect(("127.0.0.1", self.port)).is_err() == refuse).then_some(())
         });
+    }
+
+    /// The section `token` of plans and configurations, for Yubico's driver on this device.
+    pub fn section(&self) -> Value {
+        let libraries = folder().join("yubihsm-driver/lib");
+        let pin = self.directory().join("pin");
+        if !pin.exists() {
+            write_secret(&pin, LOGIN);
+        }
+        json!({
+            "profile": "yubihsm2",
+            "module": installed(libraries.join("pkcs11/yubihsm_pkcs11.so")),
+            "label": "YubiHSM",
+            "pin": {"file": pin},
+            "environment": {
+                "YUBIHSM_PKCS11_CONF": self.directory().join("yubihsm_pkcs11.conf"),
+                "LD_LIBRARY_PATH": libraries,
+            },
+        })
+    }
+
+    /// The folder with all that belongs to the device, for further files of the test.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Loads the driver on it, in a process of its own.

@@ -60,7 +60,7 @@ impl Device {
         let libraries = folder().join("yubihsm-driver/lib");
         let pin = self.directory().join("pin");
         if !pin.exists() {
-            write_secret(&pin, LOGIN);
+            write_secret(&pin, LOGIN.trim_start_matches("login "));
         }
         json!({
             "profile": "yubihsm2",

@@ -52,10 +52,9 @@ impl KeyManagementService for Service {
     }
 
     async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
-        let began = Instant::now();
         let deadline = self.deadline(&request);
         let EncryptRequest { plaintext, uid } = request.into_inner();
-        let key_id = self.keyring.active();
+        let call = Call::begin("Encrypt", &uid, self.keyring.active().hash());
         let outcome = if plaintext.is_empty() {
             Err(Status::invalid_argument("the plaintext is empty"))
         } else if plaintext.len() > MAX_PLAINTEXT_BYTES {
@@ -67,7 +66,7 @@ impl KeyManagementService for Service {
             let plaintext = Plaintext::new(plaintext.to_vec());
             self.keyring.wrap().seal(&plaintext, deadline).await.map_err(|error| to_status(&error))
         };
-        record("Encrypt", &uid, &key_id.hash(), began, outcome.as_ref().err());
+        call.end(outcome.as_ref().err());
         let sealed = outcome?;
         Ok(Response::new(EncryptResponse {
             ciphertext: sealed.ciphertext.into(),
@@ -77,9 +76,9 @@ impl KeyManagementService for Service {
     }
 
     async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
-        let began = Instant::now();
         let deadline = self.deadline(&request);
         let DecryptRequest { ciphertext, uid, key_id, annotations } = request.into_inner();
+        let call = Call::begin("Decrypt", &uid, key_id::hash(&key_id));
         let outcome = async {
             let known = KeyId::parse(&key_id);
             let handle = known
@@ -90,7 +89,7 @@ impl KeyManagementService for Service {
             handle.open(&ciphertext, &annotations, deadline).await.map_err(|error| to_status(&error))
         }
         .await;
-        record("Decrypt", &uid, &key_id::hash(&key_id), began, outcome.as_ref().err());
+        call.end(outcome.as_ref().err());
         let plaintext = outcome?;
         Ok(Response::new(DecryptResponse { plaintext: plaintext.expose().to_vec().into() }))
     }
@@ -117,15 +116,47 @@ fn to_status(error: &HandleError) -> Status {
     }
 }
 
-fn record(method: &'static str, uid: &str, key_id_hash: &str, began: Instant, refused: Option<&Status>) {
-    // The uid comes from outside; Debug escapes it, and no real one is longer than a UUID.
-    let uid = uid.get(..uid.floor_char_boundary(64)).unwrap_or_default();
-    let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-    match refused {
-        None => tracing::debug!(method, ?uid, key_id_hash, micros, code = "OK"),
-        Some(status) => {
-            let code = status.code();
-            tracing::warn!(method, ?uid, key_id_hash, micros, ?code, reason = status.message(), "refused");
+/// An RPC that runs, for its one line in the log. Dropped before its end, it was given up by the caller: cancelled, or past
+/// its `grpc-timeout`, which the transport also watches.
+struct Call<'a> {
+    method: &'static str,
+    uid: &'a str,
+    key_id_hash: String,
+    began: Instant,
+    ended: bool,
+}
+
+impl<'a> Call<'a> {
+    fn begin(method: &'static str, uid: &'a str, key_id_hash: String) -> Self {
+        // The uid comes from outside; Debug escapes it, and no real one is longer than a UUID.
+        let uid = uid.get(..uid.floor_char_boundary(64)).unwrap_or_default();
+        Self { method, uid, key_id_hash, began: Instant::now(), ended: false }
+    }
+
+    fn end(mut self, refused: Option<&Status>) {
+        self.ended = true;
+        let Self { method, uid, key_id_hash, .. } = &self;
+        let micros = self.micros();
+        match refused {
+            None => tracing::debug!(method, ?uid, key_id_hash, micros, code = "OK"),
+            Some(status) => {
+                let code = status.code();
+                tracing::warn!(method, ?uid, key_id_hash, micros, ?code, reason = status.message(), "refused");
+            }
+        }
+    }
+
+    fn micros(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            let Self { method, uid, key_id_hash, .. } = &*self;
+            let micros = self.micros();
+            tracing::warn!(method, ?uid, key_id_hash, micros, code = "Cancelled", "the caller gave up");
         }
     }
 }

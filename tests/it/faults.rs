@@ -1,4 +1,5 @@
-//! What the plugin does while its PKCS#11 module fails: cases run side by side, each on a plugin of its own, one table at the end.
+//! What the plugin does while its PKCS#11 module fails: cases run side by side, each on a plugin of its own, one table at the
+//! end. `HSM_KMS_TEST_FAULTS=TEXT` runs only the cases whose name contains the text.
 //!
 //! Whatever the fault, these hold: the plugin never panics, every RPC is answered, Status answers throughout, no Decrypt gives
 //! a wrong plaintext, and what Encrypt gave meanwhile opens later.
@@ -9,6 +10,7 @@ mod losses;
 
 use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
+use std::env;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,14 +30,14 @@ use crate::fault_module::FaultModule;
 use crate::harness::{Config, Plugin, TestToken, run_ceremony};
 
 /// The plugin answers within 2.5 s. The rest is for a test machine that is busy with the other cases.
-const ANSWER_LIMIT: Duration = Duration::from_millis(3000);
+const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 /// Status comes from memory.
-const STATUS_LIMIT: Duration = Duration::from_millis(1000);
+const STATUS_LIMIT: Duration = Duration::from_secs(1);
 /// Longest wait for the first good Decrypt after a fault has ended.
 const HEAL_LIMIT: Duration = Duration::from_secs(12);
 const PAUSE: Duration = Duration::from_millis(20);
-/// Plugins at once, per table.
-const SIDE_BY_SIDE: usize = 8;
+/// Plugins at once: they mostly wait, but more would hold each other up on two cores.
+const SIDE_BY_SIDE: usize = 16;
 
 const PLAINTEXT: &[u8] = b"the seed that was sealed before the fault";
 
@@ -87,42 +89,57 @@ where
     Case(name.into(), Box::new(run))
 }
 
-/// Runs the cases and prints the table; fails if one of them did.
-fn run(title: &str, cases: Vec<Case>) {
+#[test]
+fn the_plugin_survives_its_module() {
     let began = Instant::now();
-    let count = cases.len();
-    let queue: Mutex<VecDeque<_>> = Mutex::new(cases.into_iter().enumerate().collect());
+    let only = env::var("HSM_KMS_TEST_FAULTS").unwrap_or_default();
+    // The longest first.
+    let cases = losses::cases().chain(codes::cases()).chain(lies::cases()).filter(|Case(name, _)| name.contains(&only));
+    let queue: Mutex<VecDeque<_>> = Mutex::new(cases.enumerate().collect());
     let rows = Mutex::new(BTreeMap::new());
     thread::scope(|scope| {
-        for _ in 0..SIDE_BY_SIDE.min(count) {
+        for _ in 0..SIDE_BY_SIDE {
             scope.spawn(|| {
-                let token = TestToken::new();
-                let record = run_ceremony(&token, token.directory());
-                let site = Site { token, record };
+                let mut site = None;
                 loop {
                     let next = queue.lock().unwrap().pop_front();
                     let Some((number, Case(name, check))) = next else { return };
+                    let ready = site.take().unwrap_or_else(Site::new);
                     let outcome =
-                        catch_unwind(AssertUnwindSafe(|| check(&site, number))).map_err(|panic| text(&*panic));
+                        catch_unwind(AssertUnwindSafe(|| check(&ready, number))).map_err(|panic| text(&*panic));
+                    // A failed case may leave a worker that was killed while SoftHSM2 wrote its token.
+                    site = outcome.is_ok().then_some(ready);
                     rows.lock().unwrap().insert(number, (name, outcome));
                 }
             });
         }
     });
-    let rows = rows.into_inner().unwrap();
-    let failed = rows.values().filter(|(_, outcome)| outcome.is_err()).count();
-    let mut table = format!("\n{title}: {count} cases, {failed} failed\n");
+    report(&rows.into_inner().unwrap(), began.elapsed());
+}
+
+/// Prints the table; fails if a case did.
+fn report(rows: &BTreeMap<usize, (String, Result<String, String>)>, took: Duration) {
+    let mut table = "\n".to_owned();
     for (name, outcome) in rows.values() {
         let (word, text) = match outcome {
             Ok(text) => ("ok", text),
             Err(text) => ("FAILED", text),
         };
-        let _ = writeln!(table, "{name:<48} {word:<6} {text}");
+        let _ = writeln!(table, "{name:<58} {word:<6} {text}");
     }
-    let _ = writeln!(table, "{title}: {:.1} s", began.elapsed().as_secs_f64());
+    let failed = rows.values().filter(|(_, outcome)| outcome.is_err()).count();
+    let _ = writeln!(table, "{} cases, {failed} failed, {:.1} s", rows.len(), took.as_secs_f64());
     // Not by a print macro: the table is also for a run that passes.
     std::io::stderr().write_all(table.as_bytes()).unwrap();
-    assert_eq!(failed, 0, "see the table");
+    assert!(failed == 0 && !rows.is_empty(), "see the table");
+}
+
+impl Site {
+    fn new() -> Self {
+        let token = TestToken::new();
+        let record = run_ceremony(&token, token.directory());
+        Self { token, record }
+    }
 }
 
 impl Rig {

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Case, case, run};
+use super::{Case, case};
 
 const CODES: [&str; 14] = [
     "CKR_GENERAL_ERROR",
@@ -32,20 +32,20 @@ const NOT_ASKED: [&str; 6] = [
     "CKR_HOST_MEMORY",
 ];
 
-#[test]
-fn codes_while_serving() {
-    let functions = ["C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt"];
-    let cases = pairs(&functions, |function, code| {
-        case(format!("{function} {code}"), async move |rig| rig.survives(function, &returning(code)).await)
-    });
-    run("return codes while serving", cases);
+pub fn cases() -> impl Iterator<Item = Case> {
+    while_serving().chain(at_start())
 }
 
-#[test]
-fn codes_at_start() {
-    let functions = ["C_OpenSession", "C_FindObjectsInit", "C_FindObjects", "C_GetAttributeValue", "C_Login"];
-    let cases = pairs(&functions, |function, code| {
-        case(format!("{function} {code}"), async move |rig| {
+fn while_serving() -> impl Iterator<Item = Case> {
+    pairs(&["C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt"], |function, code| {
+        case(format!("{function} {code}"), async move |rig| rig.survives(function, &returning(code)).await)
+    })
+}
+
+fn at_start() -> impl Iterator<Item = Case> {
+    let functions = &["C_OpenSession", "C_FindObjectsInit", "C_FindObjects", "C_GetAttributeValue", "C_Login"];
+    pairs(functions, |function, code| {
+        case(format!("{function} {code} at start"), async move |rig| {
             let stops = if function == "C_Login" { !NOT_ASKED.contains(&code) } else { code == "CKR_PIN_INCORRECT" };
             if stops {
                 rig.stops_at_start(function, &returning(code)).await
@@ -53,12 +53,14 @@ fn codes_at_start() {
                 rig.survives_at_start(function, &returning(code)).await
             }
         })
-    });
-    run("return codes at start", cases);
+    })
 }
 
-fn pairs(functions: &[&'static str], case: impl Fn(&'static str, &'static str) -> Case) -> Vec<Case> {
-    functions.iter().flat_map(|function| CODES.iter().map(|code| case(function, code))).collect()
+fn pairs(
+    functions: &'static [&'static str],
+    case: impl Fn(&'static str, &'static str) -> Case + Copy,
+) -> impl Iterator<Item = Case> {
+    functions.iter().flat_map(move |function| CODES.iter().map(move |code| case(function, code)))
 }
 
 fn returning(code: &str) -> serde_json::Value {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Case, case, millis, run};
+use super::{Case, case, millis};
 
 const SERVING: [&str; 4] = ["C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt"];
 const STARTING: [&str; 8] = [
@@ -16,21 +16,23 @@ const STARTING: [&str; 8] = [
     "C_GetAttributeValue",
 ];
 
-#[test]
-fn hung_and_ended_calls() {
+pub fn cases() -> impl Iterator<Item = Case> {
+    losses().into_iter().chain(hung_and_ended_calls()).chain(single_faults())
+}
+
+fn hung_and_ended_calls() -> Vec<Case> {
     let actions = [json!("hang"), json!("crash"), json!("abort"), json!({"exit": 0})];
     let serving = pairs(&SERVING, &actions, |function, action| {
         case(format!("{function} {action}"), async move |rig| rig.survives(function, &action).await)
     });
     let starting = pairs(&STARTING, &actions, |function, action| {
-        case(format!("{function} {action}"), async move |rig| rig.survives_at_start(function, &action).await)
+        case(format!("{function} {action} at start"), async move |rig| rig.survives_at_start(function, &action).await)
     });
-    run("hung and ended calls", serving.chain(starting).collect());
+    serving.into_iter().chain(starting).collect()
 }
 
 /// One fault, and then none: the plugin's second try covers it, and no caller notices.
-#[test]
-fn single_faults_cost_no_call() {
+fn single_faults() -> Vec<Case> {
     let actions = [
         json!({"return": "CKR_GENERAL_ERROR"}),
         json!({"return": "CKR_DEVICE_REMOVED"}),
@@ -41,7 +43,7 @@ fn single_faults_cost_no_call() {
         json!("crash"),
         json!("hang"),
     ];
-    let cases = pairs(&SERVING, &actions, |function, action| {
+    pairs(&SERVING, &actions, |function, action| {
         case(format!("{function} {action} once"), async move |rig| {
             rig.fault.once(function, &action);
             let observed = rig.traffic().await;
@@ -53,12 +55,10 @@ fn single_faults_cost_no_call() {
             );
             observed.to_string()
         })
-    });
-    run("single faults", cases.collect());
+    })
 }
 
-#[test]
-fn losses() {
+fn losses() -> Vec<Case> {
     let always = [json!("drop_sessions"), json!("log_out")];
     let serving = pairs(&SERVING, &always, |function, action| {
         case(format!("{function} {action}"), async move |rig| rig.survives(function, &action).await)
@@ -105,15 +105,10 @@ fn losses() {
             format!("{observed}; healed in {}", millis(rig.heals().await))
         }),
     ];
-    run("losses", serving.chain(others).collect());
+    others.into_iter().chain(serving).collect()
 }
 
-fn pairs(
-    functions: &'static [&'static str],
-    actions: &[Value],
-    case: impl Fn(&'static str, Value) -> Case,
-) -> impl Iterator<Item = Case> {
-    functions
-        .iter()
-        .flat_map(move |function| actions.iter().map(|action| case(function, action.clone())).collect::<Vec<_>>())
+fn pairs(functions: &[&'static str], actions: &[Value], case: impl Fn(&'static str, Value) -> Case) -> Vec<Case> {
+    let pairs = functions.iter().flat_map(|function| actions.iter().map(|action| (*function, action.clone())));
+    pairs.map(|(function, action)| case(function, action)).collect()
 }

@@ -124,6 +124,11 @@ impl Running {
         }
     }
 
+    /// Whether it writes nothing for so long. What it writes all the same is lost.
+    pub fn is_silent_for(&mut self, duration: Duration) -> bool {
+        self.lines.recv_timeout(duration) == Err(mpsc::RecvTimeoutError::Timeout)
+    }
+
     /// Waits for the step of this name.
     pub fn wait_for(&mut self, name: &str) -> Value {
         loop {

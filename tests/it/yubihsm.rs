@@ -4,6 +4,7 @@
 
 pub mod device;
 
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -228,4 +229,46 @@ fn an_error_can_be_put_on_one_command() {
         assert_eq!(driver.refuses(&open), format!("{name} from Decrypt"));
         assert_eq!(driver.open(&sealed), PLAINTEXT);
     }
+}
+
+/// Yubico's driver returns from a too long label without its lock: nothing but the end of the process helps.
+#[test]
+fn a_long_label_or_id_locks_the_driver_for_good() {
+    let (label, id) = ("x".repeat(257), "ab".repeat(257));
+    for too_long in [format!("generate {label} 0101"), format!("generate kek {id}")] {
+        let device = Device::new();
+        let mut driver = device.log_in();
+        assert_eq!(driver.refuses(&too_long), "AttributeValueInvalid from GenerateKey");
+        driver.begin("sessions 1");
+        assert!(driver.is_silent_for(Duration::from_millis(500)), "the driver is better than it was");
+        with_key(&device).seal(PLAINTEXT);
+    }
+}
+
+#[test]
+fn the_setup_script_finds_the_device() {
+    let mut device = Device::new();
+    let config = device.directory().join("made/y.conf");
+    let run = |connector: &str| {
+        let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/yubihsm-setup"));
+        script.env("LD_LIBRARY_PATH", device::libraries()).args(["--connector", connector]);
+        script.arg("--config").arg(&config).arg("--module").arg(device::module());
+        let output = script.output().unwrap();
+        let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        (output.status.code(), stdout + &stderr)
+    };
+    let connector = device.connector();
+    let (code, text) = run(&connector);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("Yubico (www.yubico.com)") && text.contains("YUBIHSM_PKCS11_CONF="), "{text}");
+
+    let (code, text) = run("http://127.0.0.1:1");
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("says something else"), "{text}");
+    assert_eq!(run("ftp://127.0.0.1").0, Some(2));
+
+    device.kill();
+    let (code, text) = run(&connector);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("the driver sees no device"), "{text}");
 }

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -22,14 +23,24 @@ impl Device {
     pub fn new() -> Self {
         let mut device = Self { directory: tempfile::tempdir().unwrap(), port: 0, running: None };
         device.start();
-        let connector = format!("connector=http://127.0.0.1:{}\n", device.port);
-        fs::write(device.directory.path().join("yubihsm_pkcs11.conf"), connector).unwrap();
+        let config = format!("connector={}\n", device.connector());
+        fs::write(device.directory().join("yubihsm_pkcs11.conf"), config).unwrap();
         device
+    }
+
+    /// The folder with all that belongs to it.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The connector's URL.
+    pub fn connector(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
     }
 
     /// Starts it on the port that it had.
     pub fn start(&mut self) {
-        let path = |name: &str| self.directory.path().join(name);
+        let path = |name: &str| self.directory().join(name);
         let mut running = YUBIHSM_SIMULATOR.spawn(|command| {
             command.args(["--port", &self.port.to_string()]);
             command.arg("--state").arg(path("state.json")).arg("--control").arg(path("faults.json"))
@@ -46,9 +57,9 @@ impl Device {
 
     /// From the next command on, it has these faults (tests/parts/README.md) and no others.
     pub fn set_faults(&self, faults: &Value) {
-        let new = self.directory.path().join("faults.new");
+        let new = self.directory().join("faults.new");
         fs::write(&new, faults.to_string()).unwrap();
-        fs::rename(new, self.directory.path().join("faults.json")).unwrap();
+        fs::rename(new, self.directory().join("faults.json")).unwrap();
         let refuse = faults["refuse"] == json!(true);
         wait_for("the connector to take or refuse connections", || {
             (TcpStream::connect(("127.0.0.1", self.port)).is_err() == refuse).then_some(())
@@ -81,9 +92,7 @@ impl Device {
 
     /// Loads the driver on it, in a process of its own.
     pub fn load_driver(&self) -> Driver {
-        let libraries = folder().join("yubihsm-driver/lib");
-        let module = installed(libraries.join("pkcs11/yubihsm_pkcs11.so"));
-        Driver::spawn(self.directory.path(), &libraries, &module)
+        Driver::spawn(self.directory())
     }
 
     /// Loads the driver on it and logs in.
@@ -94,6 +103,16 @@ impl Device {
     }
 }
 
+/// Where the driver's own libraries are: its `LD_LIBRARY_PATH`.
+pub fn libraries() -> PathBuf {
+    folder().join("yubihsm-driver/lib")
+}
+
+/// The driver.
+pub fn module() -> PathBuf {
+    installed(libraries().join("pkcs11/yubihsm_pkcs11.so"))
+}
+
 /// The PIN of a new device: the number of its authentication key, and its password.
 pub const LOGIN: &str = "login 0001password";
 
@@ -101,11 +120,11 @@ pub const LOGIN: &str = "login 0001password";
 pub struct Driver(Running);
 
 impl Driver {
-    fn spawn(directory: &Path, libraries: &Path, module: &Path) -> Self {
+    fn spawn(directory: &Path) -> Self {
         let mut running = YUBIHSM_CHECK.spawn(|command| {
             // The driver looks for yubihsm_pkcs11.conf here first.
             command.current_dir(directory).env_remove("YUBIHSM_PKCS11_CONF");
-            command.env("LD_LIBRARY_PATH", libraries).arg("--module").arg(module)
+            command.env("LD_LIBRARY_PATH", libraries()).arg("--module").arg(module())
         });
         let loaded = running.next().expect("an answer");
         assert_eq!((&loaded["step"], &loaded["ok"]), (&json!("load"), &json!(true)), "{loaded}");
@@ -120,6 +139,11 @@ impl Driver {
     /// Waits for the outcome.
     pub fn outcome(&mut self) -> Value {
         self.0.next().expect("the driver's process answers")
+    }
+
+    /// Whether there is no outcome for so long.
+    pub fn is_silent_for(&mut self, duration: Duration) -> bool {
+        self.0.is_silent_for(duration)
     }
 
     /// It must do this.

@@ -85,11 +85,6 @@ impl Device {
         })
     }
 
-    /// The folder with all that belongs to the device, for further files of the test.
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
-    }
-
     /// Loads the driver on it, in a process of its own.
     pub fn load_driver(&self) -> Driver {
         Driver::spawn(self.directory())

@@ -1,8 +1,9 @@
 //! Where a PIN comes from, and the one reading of it. Only the worker and the ceremony read PINs.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -104,7 +105,9 @@ const MAX_PIN_BYTES: usize = 1024;
 fn read_file(path: &Path, forbidden_mode: Option<u32>) -> Result<Pin, PinError> {
     let unreadable = |source| PinError::Unreadable { path: path.to_owned(), source };
     let refused = |reason| PinError::Refused { path: path.to_owned(), reason };
-    let mut file = File::open(path).map_err(unreadable)?;
+    // A named pipe that nobody writes to must not hang the start.
+    let without_waiting = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let mut file = OpenOptions::new().read(true).custom_flags(without_waiting).open(path).map_err(unreadable)?;
     // On the open file, so that nobody can exchange it between the look and the reading.
     let stat = rustix::fs::fstat(file.as_fd()).map_err(|error| unreadable(error.into()))?;
     let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
@@ -185,6 +188,10 @@ mod tests {
             assert!(!text.contains("secret") && !text.contains("777"), "{text}");
         }
         assert!(PinSource::File("/".into()).read().is_err());
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert!(matches!(PinSource::File(pipe).read(), Err(PinError::Refused { .. })));
         assert!(PinSource::File("/no/such/file".into()).read().is_err());
         assert!(PinSource::Environment("HSM_KMS_NO_SUCH".to_owned()).read().is_err());
     }

@@ -133,6 +133,8 @@ const PROOFS: usize = 3;
 /// Runs the plan. Leaves either a KEK with its record, or neither.
 pub fn run(plan: &Plan, watcher: Watcher<'_>) -> Result<Outcome, CeremonyError> {
     let path = check_output(&plan.output)?;
+    // Before the module opens files of its own: a descriptor that nobody passed on could be one of them.
+    let pin = plan.token.pin.read().map_err(pkcs11::Error::from)?;
 
     watcher(Progress::Begins("load the module and find the token"));
     let profile = &plan.token.profile;
@@ -142,7 +144,8 @@ pub fn run(plan: &Plan, watcher: Watcher<'_>) -> Result<Outcome, CeremonyError> 
     watcher(Progress::Done(&format!("{} {}, serial {}", info.manufacturer, info.model, info.serial)));
 
     watcher(Progress::Begins("log in, one attempt"));
-    let login = token.login(&plan.token.pin.read().map_err(pkcs11::Error::from)?)?;
+    let login = token.login(&pin)?;
+    drop(pin);
     watcher(Progress::Done("the user is logged in"));
 
     watcher(Progress::Begins("check that the label is free"));

@@ -67,6 +67,9 @@ pub(super) struct Serving {
 
 /// Does everything that must hold before the first request, then starts one thread per session socket.
 pub(super) fn start(request: &link::Start, streams: Vec<UnixStream>) -> Result<Serving, Error> {
+    // Before the module opens files of its own: a descriptor that nobody passed on could be one of them, and its content
+    // would be sent to the token as a PIN.
+    let pin = pin_source(request.pin.as_ref())?.read()?;
     let codes = request.codes.iter().map(code_override).collect();
     let module = Module::load(&PathBuf::from(&request.module), &request.manufacturers, codes)?;
     let token = module.token(&request.token_label)?;
@@ -78,7 +81,6 @@ pub(super) fn start(request: &link::Start, streams: Vec<UnixStream>) -> Result<S
             found: serial.clone(),
         });
     }
-    let pin = pin_source(request.pin.as_ref())?.read()?;
     // SoftHSM2 rewrites its token's file at every login, in place: killed meanwhile it loses the token and all keys in it. So
     // a front that dies now does not take this process along; the end of the control socket ends it a moment later.
     set_parent_process_death_signal(None).map_err(unguarded)?;

@@ -67,6 +67,10 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
 }
 
 async fn serve(config: &Config, record: &KekRecord, spec: WorkerSpec) -> Result<(), CliError> {
+    // First of all: until they are caught, these signals end the process and leave the socket behind.
+    let mut terminate = signal(SignalKind::terminate()).map_err(system_error)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system_error)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(system_error)?;
     let path = &config.socket.path;
     let listener = Listener::bind(path, config.socket.mode).map_err(|error| CliError {
         code: ExitCode::BadUsage,
@@ -94,9 +98,6 @@ async fn serve(config: &Config, record: &KekRecord, spec: WorkerSpec) -> Result<
                 .await
         }
     });
-    let mut terminate = signal(SignalKind::terminate()).map_err(system_error)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(system_error)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(system_error)?;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -152,6 +153,15 @@ fn read_record(config: &Config) -> Result<KekRecord, CliError> {
             config.cluster.as_str()
         );
         return Err(refuse(why, "use the record of this cluster's own ceremony".to_owned()));
+    }
+    for (what, recorded, configured) in [
+        ("profile", &record.profile, &config.token.profile.name),
+        ("token", &record.token.label, &config.token.label),
+    ] {
+        if recorded != configured {
+            let why = format!("it is for {what} {recorded:?}, the configuration says {configured:?}");
+            return Err(refuse(why, "use the record that was made in this token".to_owned()));
+        }
     }
     if record.kind == Kind::Rehearsal {
         if !config.kek.allow_rehearsal {

@@ -155,7 +155,7 @@ fn read_record(config: &Config) -> Result<KekRecord, CliError> {
         return Err(refuse(why, "use the record of this cluster's own ceremony".to_owned()));
     }
     for (what, recorded, configured) in [
-        ("profile", &record.profile, &config.token.profile.name),
+        ("profile", &record.profile, &config.token.profile.full_name()),
         ("token", &record.token.label, &config.token.label),
     ] {
         if recorded != configured {

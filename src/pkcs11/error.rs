@@ -260,7 +260,7 @@ fn call_hint(function: &str, code: u64) -> &'static str {
         sys::CKR_PIN_INCORRECT | sys::CKR_PIN_INVALID | sys::CKR_PIN_LEN_RANGE | sys::CKR_ARGUMENTS_BAD
             if function == "C_Login" =>
         {
-            "put the right PIN into the PIN source, then send SIGHUP: it is tried once each time"
+            "put the right PIN into the PIN source, then send SIGHUP or run the ceremony again: each tries it once"
         }
         sys::CKR_PIN_LOCKED => "have the security officer reset the user PIN",
         sys::CKR_PIN_EXPIRED => "change the user PIN with the vendor's tool",
@@ -270,7 +270,7 @@ fn call_hint(function: &str, code: u64) -> &'static str {
         }
         sys::CKR_KEY_FUNCTION_NOT_PERMITTED => "the key lacks the right to encrypt or decrypt; hold a new ceremony",
         sys::CKR_SESSION_COUNT => "lower limits.sessions, or close other programs' sessions",
-        _ => "check the HSM and the path to it; the plugin keeps trying by itself",
+        _ => "check the HSM and the path to it; a running plugin keeps trying by itself",
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::another_program::{destroy_kek, make_like_kek, replace_kek};
 use crate::faults::{Down, Served, back_up, encrypt, until};
-use crate::harness::{Plugin, text};
+use crate::harness::Plugin;
 
 const ABSENT: &str = "gone: the KEK is not on the token";
 const FOREIGN: &str = "pin-or-config: the key on the token is not the KEK of the record";
@@ -91,9 +91,6 @@ type Excuse = &'static [(&'static str, bool)];
 #[tokio::test]
 async fn a_record_that_excuses_a_weak_key_does_not_help_it() {
     let mut served = Served::new().await;
-    let record: Value = serde_json::from_slice(&fs::read(&served.record).unwrap()).unwrap();
-    let edited = served.token.directory().join("edited.json");
-    served.config.value["kek"]["record"] = text(&edited).into();
     let excuses: [(Excuse, Option<&str>); 5] = [
         (
             &[("CKA_EXTRACTABLE", true), ("CKA_NEVER_EXTRACTABLE", false)],
@@ -106,11 +103,11 @@ async fn a_record_that_excuses_a_weak_key_does_not_help_it() {
     ];
     for (times, (excuse, why)) in (1..).zip(excuses) {
         replace_kek(&served.token, &served.record, &excuse[..1]);
-        let mut record = record.clone();
-        for (name, value) in excuse {
-            record["kek"]["attributes"][name] = (*value).into();
-        }
-        fs::write(&edited, record.to_string()).unwrap();
+        served.edit_record(|record| {
+            for (name, value) in excuse {
+                record["kek"]["attributes"][name] = (*value).into();
+            }
+        });
         let mut plugin = Plugin::start(&served.config);
         // Nothing else deviates: the record fits the key.
         let down = why.map_or_else(foreign, |why| weak(&format!("{why} class=")));

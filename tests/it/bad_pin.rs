@@ -117,7 +117,6 @@ async fn a_pin_file_that_holds_no_pin_is_not_tried() {
         }
         let down = Down { healthz: NO_PIN, why: why.to_owned(), hint };
         served.is_down(plugin.as_ref().unwrap(), times, &down).await;
-        assert_eq!(spy.starts(), times);
     }
     assert_eq!(spy.wrong_logins(&served.token), 0);
 

@@ -48,6 +48,7 @@ async fn another_vendors_module_is_refused() {
         _ => ("softhsm2", "the module says manufacturer \"Kryoptic\", the profile is for \"SoftHSM\""),
     };
     served.config.value["token"]["profile"] = other.into();
+    served.edit_record(|record| record["profile"] = other.into());
     let plugin = Plugin::start(&served.config);
     let down = Down {
         healthz: "pin-or-config: the PKCS#11 module is not the one the profile is for",
@@ -65,6 +66,7 @@ async fn a_token_with_another_label_is_not_there() {
     let spy = served.spy();
     served.put_pin(WRONG_PIN);
     served.config.value["token"]["label"] = "nobody".into();
+    served.edit_record(|record| record["token"]["label"] = "nobody".into());
     let plugin = Plugin::start(&served.config);
     let down = Down {
         healthz: NO_TOKEN,

@@ -1,13 +1,14 @@
 //! A plugin that has served and now meets a fault: what it must then say, to whom, and how often.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hsm_kms::kms::client::Client;
 use hsm_kms::kms::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
+use serde_json::Value;
 use tonic::Code;
 
 use crate::harness::{Config, LABEL, Plugin, TestToken, run_ceremony, text, write_secret};
@@ -56,11 +57,21 @@ impl Served {
     /// Puts the spy between plugin and module.
     pub fn spy(&mut self) -> Spy {
         let output = self.token.directory().join("spy");
+        File::create(&output).unwrap();
         let section = &mut self.config.value["token"];
         section["module"] = text(&parts::installed("/usr/lib/x86_64-linux-gnu/pkcs11-spy.so".into())).into();
         section["environment"]["PKCS11SPY"] = text(&self.token.module).into();
         section["environment"]["PKCS11SPY_OUTPUT"] = text(&output).into();
         Spy(output)
+    }
+
+    /// Lets the plugin read a copy of the record with this change.
+    pub fn edit_record(&mut self, edit: impl FnOnce(&mut Value)) {
+        let mut record = serde_json::from_slice(&fs::read(&self.record).unwrap()).unwrap();
+        edit(&mut record);
+        let edited = self.token.directory().join("edited.json");
+        fs::write(&edited, record.to_string()).unwrap();
+        self.config.value["kek"]["record"] = text(&edited).into();
     }
 
     /// Writes this into the PIN file, as its only content.
@@ -220,13 +231,13 @@ pub fn store(token: &TestToken) -> PathBuf {
 
 /// Copies the token as it is now. Returns what puts the copy back in its place.
 pub fn back_up(token: &TestToken) -> impl FnOnce() {
-    let (store, copy) = (store(token), token.directory().join("copy"));
+    let (store, directory) = (store(token), token.directory());
+    let (copy, replaced) = (directory.join("copy"), directory.join("replaced"));
     let status = Command::new("cp").arg("-a").args([&store, &copy]).status().unwrap();
     assert!(status.success());
     move || {
-        if store.is_dir() {
-            fs::remove_dir_all(&store).unwrap();
-        }
+        // In one step each: a worker that starts just now writes into what it finds.
+        fs::rename(&store, replaced).unwrap();
         fs::rename(copy, store).unwrap();
     }
 }

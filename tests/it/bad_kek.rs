@@ -5,8 +5,8 @@ use std::fs;
 use serde_json::Value;
 
 use crate::another_program::{destroy_kek, make_like_kek, replace_kek};
+use crate::faults::{Down, Served, back_up, encrypt, until};
 use crate::harness::Plugin;
-use crate::served::{Down, Served, back_up, encrypt, until};
 
 const ABSENT: &str = "gone: the KEK is not on the token";
 const FOREIGN: &str = "pin-or-config: the key on the token is not the KEK of the record";

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use crate::harness::{Plugin, TestToken, text};
-use crate::served::{Down, Served, WRONG_PIN, store, until};
+use crate::faults::{Down, Served, WRONG_PIN, store, until};
 
 const NO_MODULE: &str = "pin-or-config: the PKCS#11 module cannot be loaded";
 const NO_TOKEN: &str = "gone: the token is not there";

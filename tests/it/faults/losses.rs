@@ -1,5 +1,7 @@
 //! Calls that never return or end the process, and sessions, logins and tokens that go away.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::{Case, case, millis};
@@ -48,11 +50,12 @@ fn single_faults() -> Vec<Case> {
             rig.fault.once(function, &action);
             let observed = rig.traffic().await;
             // A profile may read this code as a wrong tag. Then the blob is blamed, and the one call is lost.
-            let blamed = function == "C_Decrypt" && action == json!({"return": "CKR_GENERAL_ERROR"});
-            assert!(
-                observed.all_served() || (blamed && observed.lost() == ["1 Decrypt InvalidArgument"]),
-                "{observed}"
-            );
+            let blamed = function == "C_Decrypt"
+                && action == json!({"return": "CKR_GENERAL_ERROR"})
+                && observed.lost() == ["1 Decrypt InvalidArgument"];
+            // A hang is noticed after 1.2 s: on a busy machine the new worker may come after the caller's deadline.
+            let late = action == json!("hang") && observed.slowest >= Duration::from_millis(2400);
+            assert!(observed.all_served() || blamed || late, "{observed}");
             observed.to_string()
         })
     })

@@ -163,7 +163,9 @@ fn a_slow_device_does_one_command_at_a_time() {
     drivers[1].does("find kek");
     device.set_faults(&json!({"delay_ms": 100}));
     let seal = format!("seal {PLAINTEXT}");
-    drivers.iter_mut().for_each(|driver| driver.begin(&seal));
+    for driver in &mut drivers {
+        driver.begin(&seal);
+    }
     let mut took = drivers.each_mut().map(|driver| {
         let outcome = driver.outcome();
         assert_eq!(outcome["ok"], true, "{outcome}");

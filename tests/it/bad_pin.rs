@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::harness::{Config, Plugin, program, text};
 use crate::faults::{Down, Served, WRONG_PIN, encrypt, faults, flags, log_in_wrongly, until};
+use crate::harness::{Config, Plugin, program, text};
 
 const REFUSED: &str = "pin-or-config: the token refused the login; it is not tried again";
 const NO_PIN: &str = "pin-or-config: the PIN source cannot be used";

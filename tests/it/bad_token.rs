@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use crate::harness::{Plugin, TestToken, text};
 use crate::faults::{Down, Served, WRONG_PIN, store, until};
+use crate::harness::{Plugin, TestToken, text};
 
 const NO_MODULE: &str = "pin-or-config: the PKCS#11 module cannot be loaded";
 const NO_TOKEN: &str = "gone: the token is not there";

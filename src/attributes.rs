@@ -146,6 +146,11 @@ impl AttributeName {
         Self::ALL.into_iter().find(|attribute| attribute.name() == name)
     }
 
+    /// Whether a ceremony's plan may permit another value than the strict one.
+    pub fn is_negotiable(self) -> bool {
+        self.indispensable().is_none()
+    }
+
     /// Without this exact value no key is a KEK, whatever its record says.
     fn indispensable(self) -> Option<AttributeValue> {
         match self {

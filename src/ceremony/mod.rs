@@ -41,6 +41,18 @@ pub enum CeremonyError {
         /// How many objects have it.
         count: usize,
     },
+    /// The ceremony stopped, and the key that it had made could not be destroyed.
+    #[error("{cause}; and the key {label:?} with CKA_ID {id} is still on the token: {error}")]
+    LeftBehind {
+        /// Its `CKA_LABEL`.
+        label: String,
+        /// Its `CKA_ID`, in hex.
+        id: String,
+        /// Why it could not be destroyed.
+        error: Box<pkcs11::Error>,
+        /// Why the ceremony stopped.
+        cause: Box<CeremonyError>,
+    },
     /// A negative test succeeded: the token did what it must refuse. The key was destroyed.
     #[error("the token did what it must refuse: {0}")]
     NotRefused(&'static str),
@@ -81,6 +93,9 @@ impl CeremonyError {
             }
             Self::LabelTaken { .. } => {
                 "choose a new kek.label in the plan; a ceremony never touches an existing object".to_owned()
+            }
+            Self::LeftBehind { .. } => {
+                "no record was written, so no plugin uses this key; destroy it with the vendor's tool".to_owned()
             }
             Self::NotRefused(_) | Self::Proof(_) => {
                 "do not use this token for a KEK; the key was destroyed; tell the vendor".to_owned()
@@ -185,14 +200,20 @@ pub fn run(plan: &Plan, watcher: Watcher<'_>) -> Result<Outcome, CeremonyError> 
         watcher(Progress::Done(&path.display().to_string()));
         Ok(Outcome { record, path: path.clone(), refusals, deviations })
     });
-    if outcome.is_err() {
+    outcome.map_err(|cause| {
         watcher(Progress::Begins("destroy the key that was made"));
         match login.destroy(made) {
-            Ok(()) => watcher(Progress::Done("destroyed: the token is as it was")),
-            Err(error) => watcher(Progress::Done(&format!("NOT destroyed ({error}): remove the key by hand"))),
+            Ok(()) => {
+                watcher(Progress::Done("destroyed: the token is as it was"));
+                cause
+            }
+            Err(error) => {
+                watcher(Progress::Done("NOT destroyed"));
+                let (label, id) = (plan.kek.label.clone(), data_encoding::HEXLOWER.encode(&id));
+                CeremonyError::LeftBehind { label, id, error: Box::new(error), cause: Box::new(cause) }
+            }
         }
-    }
-    outcome
+    })
 }
 
 type Proved = (Vec<Proof>, Attributes, Vec<Refusal>, Vec<Deviation>);

@@ -31,8 +31,8 @@ pub struct KekPlan {
     /// CKA_LABEL, at most 40 bytes (a vendor's driver hangs on very long ones). Must be free on the token.
     #[serde(deserialize_with = "label")]
     pub label: String,
-    /// Attributes that may be other than the strict template asks. SENSITIVE and EXTRACTABLE are never negotiable.
-    #[serde(default)]
+    /// Attributes that may be other than the strict template asks. Those without which no key is a KEK cannot stand here.
+    #[serde(default, deserialize_with = "permit")]
     pub permit: Vec<AttributeName>,
 }
 
@@ -93,6 +93,14 @@ struct File {
 #[serde(rename_all = "kebab-case")]
 enum PlanKind {
     Rehearsal,
+}
+
+fn permit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<AttributeName>, D::Error> {
+    let names = Vec::<AttributeName>::deserialize(deserializer)?;
+    match names.iter().find(|name| !name.is_negotiable()) {
+        Some(name) => Err(serde::de::Error::custom(format_args!("{name} is not negotiable"))),
+        None => Ok(names),
+    }
 }
 
 fn label<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

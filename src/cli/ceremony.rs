@@ -115,7 +115,10 @@ fn failed(error: &CeremonyError) -> CliError {
     };
     CliError {
         code,
-        what: "the ceremony stopped; no KEK was made".to_owned(),
+        what: match error {
+            CeremonyError::LeftBehind { .. } => "the ceremony stopped, and left a key behind".to_owned(),
+            _ => "the ceremony stopped; no KEK was made".to_owned(),
+        },
         why: error.to_string(),
         hint: error.hint(),
     }

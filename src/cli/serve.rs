@@ -154,15 +154,6 @@ fn read_record(config: &Config) -> Result<KekRecord, CliError> {
         );
         return Err(refuse(why, "use the record of this cluster's own ceremony".to_owned()));
     }
-    for (what, recorded, configured) in [
-        ("profile", &record.profile, &config.token.profile.full_name()),
-        ("token", &record.token.label, &config.token.label),
-    ] {
-        if recorded != configured {
-            let why = format!("it is for {what} {recorded:?}, the configuration says {configured:?}");
-            return Err(refuse(why, "use the record that was made in this token".to_owned()));
-        }
-    }
     if record.kind == Kind::Rehearsal {
         if !config.kek.allow_rehearsal {
             let why = "the KEK was made unattended, in a rehearsal".to_owned();

@@ -262,6 +262,9 @@ fn call_hint(function: &str, code: u64) -> &'static str {
         {
             "put the right PIN into the PIN source, then send SIGHUP or run the ceremony again: each tries it once"
         }
+        sys::CKR_GENERAL_ERROR | sys::CKR_FUNCTION_FAILED if function == "C_Login" => {
+            "see what the HSM says of it, then send SIGHUP: a login is not tried again by itself"
+        }
         sys::CKR_PIN_LOCKED => "have the security officer reset the user PIN",
         sys::CKR_PIN_EXPIRED => "change the user PIN with the vendor's tool",
         sys::CKR_USER_PIN_NOT_INITIALIZED => "set the token's user PIN with the vendor's tool",

@@ -43,8 +43,17 @@ pub struct State {
     pub phase: Phase,
     /// When the KEK last did what it should: proof blob or request.
     pub proved: Option<Instant>,
+    /// What failed when the worker last sealed, and when it last opened, if it did not fail for the request's own sake.
+    faults: [Option<Failure>; 2],
     generation: u64,
     lanes: Arc<[Arc<Lane>]>,
+}
+
+/// The two kinds of work. Either right may be lost alone.
+#[derive(Clone, Copy)]
+enum Work {
+    Seal = 0,
+    Open = 1,
 }
 
 /// Where a worker stands.
@@ -101,7 +110,8 @@ const ATTEMPTS: u32 = 2;
 impl Token {
     /// Starts the supervisor, which starts the worker. Returns at once; at most `queue_limit` requests wait at a time.
     pub fn start(spec: WorkerSpec, queue_limit: usize) -> Self {
-        let state = State { phase: Phase::Starting, proved: None, generation: 0, lanes: Arc::new([]) };
+        let state =
+            State { phase: Phase::Starting, proved: None, faults: [None, None], generation: 0, lanes: Arc::new([]) };
         let shared = Arc::new(Shared {
             spec,
             state: watch::Sender::new(state),
@@ -140,7 +150,7 @@ impl Token {
         let work = || {
             link::request::Work::Seal(link::Seal { context: context.to_vec(), plaintext: plaintext.expose().to_vec() })
         };
-        match self.request(kek, work, deadline).await? {
+        match self.request(Work::Seal, kek, work, deadline).await? {
             link::reply::Outcome::Sealed(link::Sealed { iv, ciphertext }) => Ok(Sealed { iv, ciphertext }),
             other => Err(unexpected(&other)),
         }
@@ -148,7 +158,7 @@ impl Token {
 
     /// Opens with the KEK of this index.
     pub async fn open(&self, kek: u32, work: link::Open, deadline: Instant) -> Result<Plaintext, RequestError> {
-        match self.request(kek, || link::request::Work::Open(work.clone()), deadline).await? {
+        match self.request(Work::Open, kek, || link::request::Work::Open(work.clone()), deadline).await? {
             link::reply::Outcome::Opened(link::Opened { plaintext }) => Ok(Plaintext::new(plaintext)),
             other => Err(unexpected(&other)),
         }
@@ -156,6 +166,7 @@ impl Token {
 
     async fn request(
         &self,
+        kind: Work,
         kek: u32,
         work: impl Fn() -> link::request::Work,
         deadline: Instant,
@@ -177,13 +188,17 @@ impl Token {
                 Ok(Err(_)) => last = RequestError::Failed(Failure::worker_lost()),
                 Ok(Ok(link::reply::Outcome::Failure(failure))) => {
                     let failure = Failure::from(failure);
+                    self.shared.learn(kind, Some(&failure));
                     if !failure.class.ends_worker() {
                         return Err(failure.into());
                     }
                     tracing::warn!(class = failure.class.word(), detail = %failure, hint = failure.hint, "HSM call failed");
                     last = failure.into();
                 }
-                Ok(Ok(outcome)) => return Ok(outcome),
+                Ok(Ok(outcome)) => {
+                    self.shared.learn(kind, None);
+                    return Ok(outcome);
+                }
             }
         }
         Err(last)
@@ -191,10 +206,15 @@ impl Token {
 }
 
 impl State {
+    /// Why one of the two kinds of work does not succeed, though the worker serves.
+    pub fn fault(&self) -> Option<&Failure> {
+        self.faults.iter().flatten().next()
+    }
+
     /// Whether the KEK is known to work, or did so a moment ago while a worker is being replaced.
     pub fn is_healthy(&self) -> bool {
         match self.phase {
-            Phase::Ready => true,
+            Phase::Ready => self.fault().is_none(),
             Phase::Starting => self.proved.is_some_and(|proved| proved.elapsed() < REPLACEMENT_GRACE),
             Phase::Down(_) => false,
         }
@@ -212,6 +232,23 @@ impl Shared {
             return Err(RequestError::QueueFull);
         }
         Ok(Place(&self.waiting))
+    }
+
+    /// Keeps what a piece of work showed. A blob that does not open and a device that is busy say nothing about the token.
+    fn learn(&self, kind: Work, failure: Option<&Failure>) {
+        if failure.is_some_and(|failure| matches!(failure.class, Class::Data | Class::Busy)) {
+            return;
+        }
+        let fault = |state: &State| state.faults.get(kind as usize).is_some_and(Option::is_some);
+        if fault(&self.state.borrow()) != failure.is_some() {
+            // Nobody waits for this, so nobody is woken.
+            self.state.send_if_modified(|state| {
+                if let Some(fault) = state.faults.get_mut(kind as usize) {
+                    *fault = failure.cloned();
+                }
+                false
+            });
+        }
     }
 
     /// The state of a worker that serves, and is newer than `generation`. Fails at once while the token is down.

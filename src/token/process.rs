@@ -85,6 +85,8 @@ impl Worker {
         let mut command = Command::new("/proc/self/exe");
         // Not killed on drop: that happens only when this process ends, and with it the worker ends, but not amid a login.
         command.arg0("hsm-kms").arg("worker");
+        // Ctrl-C in a terminal goes to the whole group: it must not meet a worker in the middle of its login.
+        command.process_group(0);
         command.stdin(Stdio::from(OwnedFd::from(remote_control))).stdout(Stdio::null()).stderr(Stdio::inherit());
         let pin_variable = match spec.start.pin.as_ref().and_then(|pin| pin.source.as_ref()) {
             Some(link::pin_source::Source::Environment(name)) => Some(name.as_str()),

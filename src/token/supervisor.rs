@@ -11,6 +11,7 @@ use super::lane::Lane;
 use super::process::Worker;
 use super::{Failure, Phase, Shared, State, Token};
 use crate::class::Class;
+use crate::secret::Plaintext;
 
 /// A worker that has work and answers nothing for this long is hung. Leaves room for a retry within the API server's 3 s.
 const CALL_LIMIT: Duration = Duration::from_millis(1200);
@@ -73,9 +74,15 @@ pub(super) async fn probe(token: Token) {
     let keks = token.shared.spec.start.keks.clone();
     loop {
         sleep(PROBE_INTERVAL).await;
-        let idle = token.state().proved.is_none_or(|proved| proved.elapsed() >= PROBE_INTERVAL);
-        if !idle || !matches!(token.state().phase, Phase::Ready) {
+        let state = token.state();
+        let idle = state.proved.is_none_or(|proved| proved.elapsed() >= PROBE_INTERVAL);
+        if !idle || !matches!(state.phase, Phase::Ready) {
             continue;
+        }
+        if state.faults.iter().any(Option::is_some) {
+            // The API server seals about once in its life: nobody but us would find out that sealing works again.
+            let trial = Plaintext::new(vec![0; 32]);
+            let _ = token.seal(0, &[0; 32], &trial, Instant::now() + CALL_LIMIT * 2).await;
         }
         for (index, kek) in (0..).zip(&keks) {
             let Some(proof) = kek.proofs.first() else { continue };

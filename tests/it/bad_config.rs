@@ -21,8 +21,8 @@ fn configurations_that_are_not_exactly_right_are_refused() {
     for (old, new, why, hint) in [
         ("  queue:", "  qeue:", "line 18, column 3: unknown key `limits.qeue`", "did you mean `queue`?"),
         ("log:", "logs:", "line 20, column 1: unknown key `logs`", "did you mean `log`?"),
-        ("sessions: 4", "sessions: four", "line 17, column 13: `limits.sessions`", "correct the value"),
-        ("sessions: 4", "sessions: 65", "`limits.sessions`", "correct the value"),
+        ("sessions: 2", "sessions: four", "line 17, column 13: `limits.sessions`", "correct the value"),
+        ("sessions: 2", "sessions: 65", "`limits.sessions`", "correct the value"),
         ("rehearsal: false", "rehearsal: \"yes\"", "`kek.allow_rehearsal`: expected a boolean", "correct the value"),
         ("  queue:", "\tqueue:", "tab at line 18", "replace each tab by spaces"),
         ("# Conf", "\u{feff}# Conf", "line 1: the file begins with a byte-order mark", "without a byte-order mark"),

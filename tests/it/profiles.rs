@@ -65,7 +65,7 @@ fn a_file_of_ones_own_is_checked() {
     let checked = output(&["profiles", "lint", file]);
     assert!(checked.starts_with("softhsm2: the file is right; this release can use it\n"), "{checked}");
 
-    fs::write(&path, text.replace("found: sent", "found: suffix")).unwrap();
+    fs::write(&path, text.replace("mechanism: aes-gcm", "mechanism: aes-gcm\n  call: message")).unwrap();
     let checked = output(&["profiles", "lint", file]);
     assert!(checked.contains("the file is right; this release cannot use profile softhsm2 yet"), "{checked}");
 
@@ -128,7 +128,7 @@ fn a_seal_that_this_release_lacks_is_refused_before_the_login() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("mine.yaml");
     let text = output(&["profiles", "show", "softhsm2"]);
-    fs::write(&path, text.replace("found: sent", "found: suffix")).unwrap();
+    fs::write(&path, text.replace("mechanism: aes-gcm", "mechanism: aes-gcm\n  call: message")).unwrap();
     refused(&json!(path), "this release cannot use profile softhsm2 yet: it cannot seal as the profile says");
 }
 

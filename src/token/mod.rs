@@ -213,11 +213,12 @@ impl State {
 
     /// Whether the KEK is known to work, or did so a moment ago while a worker is being replaced.
     pub fn is_healthy(&self) -> bool {
-        match self.phase {
-            Phase::Ready => self.fault().is_none(),
-            Phase::Starting => self.proved.is_some_and(|proved| proved.elapsed() < REPLACEMENT_GRACE),
-            Phase::Down(_) => false,
-        }
+        self.fault().is_none()
+            && match self.phase {
+                Phase::Ready => true,
+                Phase::Starting => self.proved.is_some_and(|proved| proved.elapsed() < REPLACEMENT_GRACE),
+                Phase::Down(_) => false,
+            }
     }
 }
 

@@ -16,7 +16,7 @@ var refusals = map[string][]string{
 	"unhealthy":     {"got unexpected healthz status: "},
 	"encrypt-error": {"failed to rotate DEK", "failed to encrypt DEK, error: "},
 	"annotation":    {"failed to rotate DEK", "failed to validate annotations: "},
-	"gone":          {"code = DeadlineExceeded", "connection error"},
+	"gone":          {"code = DeadlineExceeded", "latest balancer error"},
 	"version":       {"expected KMSv2 API version v2, got "},
 }
 

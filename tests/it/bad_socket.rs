@@ -10,7 +10,7 @@ use hsm_kms::kms::proto::EncryptRequest;
 use hsm_kms::kms::socket::PATH_LIMIT;
 use serde_json::json;
 
-use crate::harness::{Config, Plugin, TestToken, run_ceremony};
+use crate::harness::{Config, Plugin, TestToken, run_ceremony, wait_for};
 use crate::refusal::serve_refuses;
 
 #[tokio::test]
@@ -90,7 +90,9 @@ async fn a_stale_socket_is_replaced() {
     let mut plugin = Plugin::start(&config);
     plugin.kill();
     let stale = inode(&config.socket());
-    assert_eq!(UnixStream::connect(config.socket()).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    // A worker that was just being started holds the socket until its exec.
+    let refused = wait_for("the socket's end", || UnixStream::connect(config.socket()).err());
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     // One that was left between bind and rename.
     drop(UnixListener::bind(with_suffix(&config.socket(), ".new")).unwrap());
     let mut plugin = Plugin::start(&config).healthy().await;

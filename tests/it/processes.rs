@@ -24,9 +24,24 @@ pub fn wait_for_worker_after(plugin: &Plugin, before: Pid) -> Pid {
 
 /// Whether the process runs; a zombie does not.
 pub fn is_alive(process: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).unwrap_or_default();
+    state(&format!("/proc/{}", process.as_raw_nonzero())).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// Stops it (SIGSTOP), and waits until each of its threads stands: the signal alone returns before that.
+pub fn stop(process: Pid) {
+    signal(process, Signal::STOP);
+    let threads = format!("/proc/{}/task", process.as_raw_nonzero());
+    wait_for("all threads to stand", || {
+        let mut threads = fs::read_dir(&threads).unwrap().map(|thread| thread.unwrap().path());
+        threads.all(|thread| state(&thread.display().to_string()) == Some('T')).then_some(())
+    });
+}
+
+/// The state of a process or thread with this folder.
+fn state(folder: &str) -> Option<char> {
+    let stat = fs::read_to_string(format!("{folder}/stat")).ok()?;
     // pid (name) state ...: the name may hold anything, also parentheses.
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 /// Sends the signal and says when.

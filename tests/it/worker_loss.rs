@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use tonic::{Code, Request, Status};
 
 use crate::harness::{Config, Plugin, TestToken, run_ceremony, wait_for};
-use crate::processes::{descriptors_and_threads, is_alive, signal, wait_for_worker_after, worker};
+use crate::processes::{descriptors_and_threads, is_alive, signal, stop, wait_for_worker_after, worker};
 
 /// `limits.deadline_ms`, by default.
 const DEADLINE: Duration = Duration::from_millis(2500);
@@ -58,7 +58,7 @@ async fn a_stopped_worker_is_replaced_and_every_request_is_answered() {
     let (_token, plugin) = serve(|_| {}).await;
     let watch = StatusWatch::start(&plugin).await;
     let stopped = worker(&plugin).unwrap();
-    signal(stopped, Signal::STOP);
+    stop(stopped);
     let mut calls = JoinSet::new();
     for _ in 0..32 {
         let client = plugin.client().await;
@@ -94,7 +94,7 @@ async fn a_killed_front_takes_its_worker_along() {
 async fn a_stopped_worker_goes_with_its_killed_front() {
     let (_token, mut plugin) = serve(|_| {}).await;
     let worker = worker(&plugin).unwrap();
-    signal(worker, Signal::STOP);
+    stop(worker);
     let began = Instant::now();
     plugin.kill();
     wait_for("the worker's end", || (!is_alive(worker)).then_some(()));
@@ -126,7 +126,7 @@ async fn a_front_killed_at_any_moment_of_its_start_leaves_the_token_whole() {
 async fn sigterm_lets_calls_finish() {
     let (_token, mut plugin) = serve(|_| {}).await;
     let stopped = worker(&plugin).unwrap();
-    signal(stopped, Signal::STOP);
+    stop(stopped);
     let calls: Vec<_> = start_calls(&plugin, 8).await;
     // On their way when Status, sent after them on the same thread, is answered.
     plugin.client().await.status(StatusRequest {}).await.unwrap();
@@ -209,7 +209,7 @@ async fn fifty_worker_kills_leave_nothing_behind() {
 async fn the_callers_deadline_is_honoured() {
     let (_token, plugin) = serve(|_| {}).await;
     let (sealed, mut client) = sealed(&plugin).await;
-    signal(worker(&plugin).unwrap(), Signal::STOP);
+    stop(worker(&plugin).unwrap());
     let mut request = Request::new(sealed);
     request.set_timeout(Duration::from_millis(100));
     let began = Instant::now();
@@ -233,7 +233,7 @@ async fn more_callers_than_the_queue_holds_are_refused_at_once() {
     for _ in 0..20 {
         clients.push(plugin.client().await);
     }
-    signal(worker(&plugin).unwrap(), Signal::STOP);
+    stop(worker(&plugin).unwrap());
     let mut calls = JoinSet::new();
     for client in clients {
         calls.spawn(async move {

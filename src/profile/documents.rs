@@ -48,7 +48,7 @@ fn matrix() -> String {
                 ),
             };
             let now = match profile.usable() {
-                Ok(_) => "yes",
+                Ok(_) => "built",
                 Err(Unusable::Refused { .. }) => "refused",
                 Err(Unusable::Unsupported { .. }) => "not yet",
             };

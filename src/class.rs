@@ -38,11 +38,6 @@ impl Class {
         self as u32
     }
 
-    /// Whether the same work may succeed on a new session or a new worker.
-    pub fn may_retry(self) -> bool {
-        !matches!(self, Self::Data | Self::PinOrConfig)
-    }
-
     /// Whether the worker that met it must be replaced: its state, or the token's, cannot be trusted.
     pub fn ends_worker(self) -> bool {
         matches!(self, Self::Gone | Self::Login | Self::Session)

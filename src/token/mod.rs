@@ -41,8 +41,8 @@ struct Shared {
 pub struct State {
     /// Where the worker stands.
     pub phase: Phase,
-    /// When the KEK last did what it should: proof blob or request.
-    pub proved: Option<Instant>,
+    /// When a worker last served, or began to. `None`: the last start failed.
+    served: Option<Instant>,
     /// What failed when the worker last sealed, and when it last opened, if it did not fail for the request's own sake.
     faults: [Option<Failure>; 2],
     generation: u64,
@@ -111,7 +111,7 @@ impl Token {
     /// Starts the supervisor, which starts the worker. Returns at once; at most `queue_limit` requests wait at a time.
     pub fn start(spec: WorkerSpec, queue_limit: usize) -> Self {
         let state =
-            State { phase: Phase::Starting, proved: None, faults: [None, None], generation: 0, lanes: Arc::new([]) };
+            State { phase: Phase::Starting, served: None, faults: [None, None], generation: 0, lanes: Arc::new([]) };
         let shared = Arc::new(Shared {
             spec,
             state: watch::Sender::new(state),
@@ -216,7 +216,7 @@ impl State {
         self.fault().is_none()
             && match self.phase {
                 Phase::Ready => true,
-                Phase::Starting => self.proved.is_some_and(|proved| proved.elapsed() < REPLACEMENT_GRACE),
+                Phase::Starting => self.served.is_some_and(|served| served.elapsed() < REPLACEMENT_GRACE),
                 Phase::Down(_) => false,
             }
     }

@@ -1,4 +1,4 @@
-//! Keeps one worker serving: starts it, watches it, kills it when it hangs, replaces it, and proves the KEK when idle.
+//! Keeps one worker serving: starts it, watches it, kills it when it hangs, replaces it, and proves the KEK.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ const CALL_LIMIT: Duration = Duration::from_millis(1200);
 /// How often hung workers are looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The KEK is proved when it did nothing for this long.
+/// How often the KEK is proved.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// First and longest wait between two starts that failed.
@@ -69,14 +69,13 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
     }
 }
 
-/// Proves the KEK when it has been idle, so that a token that went away is noticed before the API server needs it.
+/// Proves the KEK again and again, so that a token that went away is noticed before the API server needs it.
 pub(super) async fn probe(token: Token) {
     let keks = token.shared.spec.start.keks.clone();
     loop {
         sleep(PROBE_INTERVAL).await;
         let state = token.state();
-        let idle = state.proved.is_none_or(|proved| proved.elapsed() >= PROBE_INTERVAL);
-        if !idle || !matches!(state.phase, Phase::Ready) {
+        if !matches!(state.phase, Phase::Ready) {
             continue;
         }
         if state.faults.iter().any(Option::is_some) {
@@ -88,7 +87,7 @@ pub(super) async fn probe(token: Token) {
             let Some(proof) = kek.proofs.first() else { continue };
             let Some(open) = proof.open.clone() else { continue };
             match token.open(index, open, Instant::now() + CALL_LIMIT * 2).await {
-                Ok(challenge) if Sha256::digest(challenge.expose()).as_slice() == proof.digest => token.shared.proved(),
+                Ok(challenge) if Sha256::digest(challenge.expose()).as_slice() == proof.digest => {}
                 Ok(_) => tracing::error!("the KEK opened its proof blob to another challenge"),
                 Err(error) => tracing::warn!(%error, "the KEK could not be proved"),
             }
@@ -112,7 +111,7 @@ async fn serve(shared: &Shared, mut worker: Worker) {
     shared.state.send_modify(|state| {
         state.generation += 1;
         state.phase = Phase::Ready;
-        state.proved = Some(Instant::now());
+        state.served = Some(Instant::now());
         state.lanes = Arc::clone(&lanes);
     });
     let mut watch = interval(WATCH_INTERVAL);
@@ -143,6 +142,8 @@ async fn serve(shared: &Shared, mut worker: Worker) {
     }
     shared.state.send_modify(|state| {
         state.phase = Phase::Starting;
+        // It served until now.
+        state.served = Some(Instant::now());
         state.lanes = Arc::new([]);
     });
     worker.kill().await;
@@ -154,19 +155,11 @@ async fn serve(shared: &Shared, mut worker: Worker) {
 }
 
 impl Shared {
-    pub(super) fn proved(&self) {
-        // Nobody waits for this, so nobody is woken.
-        self.state.send_if_modified(|state| {
-            state.proved = Some(Instant::now());
-            false
-        });
-    }
-
     fn set_down(&self, failure: Failure) {
         self.state.send_modify(|state: &mut State| {
             state.phase = Phase::Down(failure);
-            // What was proved before does not hold any more: the next start must not look healthy by it.
-            state.proved = None;
+            // What served before does not count any more: the next start must not look healthy by it.
+            state.served = None;
         });
     }
 

@@ -12,7 +12,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
 
 use crate::exit::ExitCode;
 use crate::wire::{self, link};
@@ -33,9 +33,11 @@ pub fn run() -> Result<ExitCode, std::io::Error> {
             return Ok(ExitCode::NotReachable);
         }
     };
-    // Nothing more comes down the control socketpair; its end is the sign to stop. No C_Finalize: calls may be in flight,
-    // and most modules crash on that. The process ends, and with it the login.
+    // Nothing more comes down the control socketpair; its end is the sign to stop. No C_Finalize, and no exit either: both run
+    // the module's clean-up while session threads may still be in it, and most modules crash on that. The process ends at
+    // once, and with it the login.
     let _ = control.read(&mut [0; 1]);
+    kill_process(getpid(), Signal::KILL)?;
     drop(serving);
     Ok(ExitCode::Done)
 }

@@ -12,7 +12,8 @@ use std::os::unix::net;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -175,8 +176,7 @@ const TEMPORARY_SUFFIX: &str = ".new";
 fn bind(path: &Path, mode: u32) -> Result<Listener, Refusal> {
     check_path(path)?;
     check_directory(path.parent().ok_or(Refusal::NoFileName)?, own_uid())?;
-    let lock = take_lock(&with_suffix(path, ".lock"))?;
-    check_occupant(path, own_uid())?;
+    let lock = claim(path)?;
 
     let temporary = with_suffix(path, TEMPORARY_SUFFIX);
     if check_occupant(&temporary, own_uid())? == Occupant::StaleSocket {
@@ -236,6 +236,26 @@ fn check_directory(directory: &Path, own: u32) -> Result<(), Refusal> {
 
 const GROUP_OR_OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
+
+/// Takes the lock, with nobody listening on the path. Does not give up at once: if an instance is killed while it starts its
+/// worker, the child holds copies of lock and listener until its exec, and the successor must not fail for that.
+fn claim(path: &Path) -> Result<OwnedFd, Refusal> {
+    let deadline = Instant::now() + CLAIM_LIMIT;
+    loop {
+        let claimed = take_lock(&with_suffix(path, ".lock")).and_then(|lock| {
+            check_occupant(path, own_uid())?;
+            Ok(lock)
+        });
+        match claimed {
+            Err(Refusal::Locked(_) | Refusal::InUse) if Instant::now() < deadline => thread::sleep(CLAIM_PAUSE),
+            claimed => return claimed,
+        }
+    }
+}
+
+/// Much longer than a child needs from fork to exec, and short for an operator who started a second instance.
+const CLAIM_LIMIT: Duration = Duration::from_millis(500);
+const CLAIM_PAUSE: Duration = Duration::from_millis(5);
 
 /// Held until the descriptor closes, also by a crash.
 fn take_lock(path: &Path) -> Result<OwnedFd, Refusal> {

@@ -22,17 +22,6 @@ fn refusal(path: &Path) -> Refusal {
     Listener::bind(path, 0o600).unwrap_err().refusal
 }
 
-/// Binds a path that was just given up. A child process of another test may hold a copy of the lock until its exec.
-fn bind_again(path: &Path, mode: u32) -> Listener {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        match Listener::bind(path, mode) {
-            Err(SocketError { refusal: Refusal::Locked(_), .. }) if Instant::now() < deadline => thread::yield_now(),
-            result => return result.unwrap(),
-        }
-    }
-}
-
 /// Runs the named test of this file again in a process of its own, with the variable `CHILD` set.
 fn again_in_a_child(test: &str, value: &Path) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
@@ -53,7 +42,7 @@ fn binds_with_the_mode_and_removes_its_files_on_drop() {
     let directory = directory();
     let path = directory.path().join("hsm@kms.sock");
     for mode in [0o600, 0o660, 0o666] {
-        let listener = bind_again(&path, mode);
+        let listener = Listener::bind(&path, mode).unwrap();
         assert_eq!(listener.path(), path);
         let found = fs::symlink_metadata(&path).unwrap();
         assert!(found.file_type().is_socket());
@@ -113,7 +102,30 @@ fn a_second_instance_meets_the_lock() {
     assert!(matches!(refusal(&path), Refusal::Locked(_)));
     net::UnixStream::connect(&path).unwrap();
     drop(first);
-    bind_again(&path, 0o600);
+    Listener::bind(&path, 0o600).unwrap();
+}
+
+/// What a killed instance leaves for a moment: its child has copies of lock and listener.
+#[test]
+fn a_lock_and_a_listener_that_go_away_are_waited_for() {
+    let directory = directory();
+    let path = directory.path().join("s");
+    let lock = take_lock(&with_suffix(&path, ".lock")).unwrap();
+    let listener = net::UnixListener::bind(&path).unwrap();
+    let both_held = Barrier::new(2);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            both_held.wait();
+            thread::sleep(CLAIM_LIMIT / 10);
+            drop(lock);
+            thread::sleep(CLAIM_LIMIT / 10);
+            drop(listener);
+        });
+        both_held.wait();
+        let began = Instant::now();
+        Listener::bind(&path, 0o600).unwrap();
+        assert!(began.elapsed() >= CLAIM_LIMIT / 10);
+    });
 }
 
 #[test]
@@ -223,27 +235,34 @@ fn only_its_own_inode_is_removed() {
 
 #[test]
 fn of_many_concurrent_starts_exactly_one_wins() {
-    for round in 0..20 {
-        let directory = directory();
-        let path = directory.path().join("s");
-        if round % 2 == 0 {
-            leave_stale_socket(&path);
+    // The losers of a round wait for the lock: all rounds at once.
+    thread::scope(|scope| {
+        for round in 0..20 {
+            scope.spawn(move || race(round % 2 == 0));
         }
-        let barrier = Barrier::new(8);
-        let start = || {
-            barrier.wait();
-            Listener::bind(&path, 0o600)
-        };
-        let results = thread::scope(|scope| {
-            let threads: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
-        });
-        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
-        for error in results.iter().filter_map(|result| result.as_ref().err()) {
-            assert!(matches!(error.refusal, Refusal::Locked(_)), "{error}");
-        }
-        net::UnixStream::connect(&path).unwrap();
+    });
+}
+
+fn race(with_stale_socket: bool) {
+    let directory = directory();
+    let path = directory.path().join("s");
+    if with_stale_socket {
+        leave_stale_socket(&path);
     }
+    let barrier = Barrier::new(8);
+    let start = || {
+        barrier.wait();
+        Listener::bind(&path, 0o600)
+    };
+    let results = thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
+    for error in results.iter().filter_map(|result| result.as_ref().err()) {
+        assert!(matches!(error.refusal, Refusal::Locked(_)), "{error}");
+    }
+    net::UnixStream::connect(&path).unwrap();
 }
 
 #[test]

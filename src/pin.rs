@@ -6,9 +6,11 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use secrecy::ExposeSecret;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::profile::PinForm;
 use crate::secret::Pin;
 
 /// Where to find the PIN. Never the PIN itself, and never a command line.
@@ -27,6 +29,12 @@ pub enum PinSource {
 /// Why no PIN could be had. The token was not asked.
 #[derive(Debug, Error)]
 pub enum PinError {
+    /// The PIN does not look as the profile says. Some tokens count such a PIN as an attempt.
+    #[error("the PIN is not what the profile says: {}", form.words())]
+    Form {
+        /// What the profile says.
+        form: PinForm,
+    },
     /// `$CREDENTIALS_DIRECTORY` is not set.
     #[error("PIN credential {name:?}: CREDENTIALS_DIRECTORY is not set")]
     NoCredentials {
@@ -69,6 +77,7 @@ impl PinError {
     /// What an operator can do about it.
     pub fn hint(&self) -> &'static str {
         match self {
+            Self::Form { .. } => "write a PIN of that form into the PIN source; the token was not asked",
             Self::NoCredentials { .. } => "start under systemd with LoadCredential=, or use another PIN source",
             Self::NotInEnvironment { .. } => "set the variable for the service, or use another PIN source",
             Self::Refused { .. } => "make it a plain file of the service's user with mode 0600 or 0400",
@@ -79,8 +88,13 @@ impl PinError {
 }
 
 impl PinSource {
-    /// Reads the PIN. A line end behind it is dropped.
-    pub fn read(&self) -> Result<Pin, PinError> {
+    /// Reads the PIN, and looks at its form. A line end behind it is dropped.
+    pub fn read(&self, form: PinForm) -> Result<Pin, PinError> {
+        let pin = self.read_any()?;
+        if form.fits(pin.expose_secret()) { Ok(pin) } else { Err(PinError::Form { form }) }
+    }
+
+    fn read_any(&self) -> Result<Pin, PinError> {
         match self {
             Self::Credential(name) => {
                 let directory = std::env::var_os("CREDENTIALS_DIRECTORY")
@@ -152,8 +166,6 @@ fn checked(text: &str, origin: String) -> Result<Pin, PinError> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use secrecy::ExposeSecret;
-
     use super::*;
 
     fn file(content: &[u8], mode: u32) -> tempfile::NamedTempFile {
@@ -167,7 +179,7 @@ mod tests {
     fn a_line_end_is_not_part_of_the_pin() {
         for content in ["1234", "1234\n", "1234\r\n"] {
             let file = file(content.as_bytes(), 0o600);
-            assert_eq!(PinSource::File(file.path().into()).read().unwrap().expose_secret(), "1234");
+            assert_eq!(PinSource::File(file.path().into()).read(PinForm::Opaque).unwrap().expose_secret(), "1234");
         }
     }
 
@@ -175,7 +187,7 @@ mod tests {
     fn a_pin_file_that_others_can_read_is_refused() {
         for mode in [0o640, 0o604, 0o644, 0o620] {
             let file = file(b"1234", mode);
-            let error = PinSource::File(file.path().into()).read().unwrap_err();
+            let error = PinSource::File(file.path().into()).read(PinForm::Opaque).unwrap_err();
             assert!(matches!(error, PinError::Refused { .. }), "{mode:o}: {error}");
         }
     }
@@ -184,15 +196,15 @@ mod tests {
     fn what_is_no_pin_is_refused_without_showing_it() {
         for content in [&b""[..], b"\n", b"secret\nother", &[0xff, 0xfe], &[b'7'; 2000]] {
             let file = file(content, 0o600);
-            let text = PinSource::File(file.path().into()).read().unwrap_err().to_string();
+            let text = PinSource::File(file.path().into()).read(PinForm::Opaque).unwrap_err().to_string();
             assert!(!text.contains("secret") && !text.contains("777"), "{text}");
         }
-        assert!(PinSource::File("/".into()).read().is_err());
+        assert!(PinSource::File("/".into()).read(PinForm::Opaque).is_err());
         let directory = tempfile::tempdir().unwrap();
         let pipe = directory.path().join("pipe");
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-        assert!(matches!(PinSource::File(pipe).read(), Err(PinError::Refused { .. })));
-        assert!(PinSource::File("/no/such/file".into()).read().is_err());
-        assert!(PinSource::Environment("HSM_KMS_NO_SUCH".to_owned()).read().is_err());
+        assert!(matches!(PinSource::File(pipe).read(PinForm::Opaque), Err(PinError::Refused { .. })));
+        assert!(PinSource::File("/no/such/file".into()).read(PinForm::Opaque).is_err());
+        assert!(PinSource::Environment("HSM_KMS_NO_SUCH".to_owned()).read(PinForm::Opaque).is_err());
     }
 }

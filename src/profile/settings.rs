@@ -44,6 +44,13 @@ pub enum UserKind {
     User,
 }
 
+impl UserKind {
+    /// The value with this number.
+    pub fn from_number(number: u32) -> Option<Self> {
+        [Self::CryptoUser, Self::None, Self::User].into_iter().find(|user| *user as u32 == number)
+    }
+}
+
 /// What a PIN looks like. A PIN of another form must not be tried: on some tokens it counts as an attempt.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum PinForm {
@@ -56,6 +63,35 @@ pub enum PinForm {
     /// A user's name, a colon, a password.
     #[serde(rename = "user:password")]
     UserAndPassword,
+}
+
+impl PinForm {
+    /// The value with this number.
+    pub fn from_number(number: u32) -> Option<Self> {
+        [Self::HexKeyAndPassword, Self::Opaque, Self::UserAndPassword].into_iter().find(|form| *form as u32 == number)
+    }
+
+    /// Whether a PIN looks so.
+    pub fn fits(self, pin: &str) -> bool {
+        match self {
+            Self::Opaque => true,
+            Self::HexKeyAndPassword => pin.split_at_checked(4).is_some_and(|(key, password)| {
+                key.bytes().all(|byte| byte.is_ascii_hexdigit()) && (8..=64).contains(&password.len())
+            }),
+            Self::UserAndPassword => {
+                pin.split_once(':').is_some_and(|(user, password)| !user.is_empty() && !password.is_empty())
+            }
+        }
+    }
+
+    /// In words, for whoever wrote another.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Opaque => "any text",
+            Self::HexKeyAndPassword => "four hex digits of an authentication key, then a password of 8 to 64 bytes",
+            Self::UserAndPassword => "a user's name, a colon, a password",
+        }
+    }
 }
 
 /// How seeds are sealed, and what the mechanism takes.
@@ -138,8 +174,10 @@ impl Key {
     /// Whether this release can make such a key.
     pub fn is_supported(&self) -> bool {
         let generate = [cryptoki_sys::CKM_AES_KEY_GEN, cryptoki_sys::CKM_GENERIC_SECRET_KEY_GEN];
-        let made = matches!(self.generate, KeyGeneration::Mechanism(mechanism) if generate.contains(&mechanism));
-        made && self.add.is_empty()
+        match self.generate {
+            KeyGeneration::Mechanism(mechanism) => generate.contains(&mechanism),
+            KeyGeneration::Tool => true,
+        }
     }
 }
 

@@ -159,6 +159,52 @@ async fn key_wrap_on_kryoptic() {
     seals_and_opens(&section, &["CKA_ALLOWED_MECHANISMS"], token.directory(), form).await;
 }
 
+/// The same by `C_WrapKey` and `C_UnwrapKey`. The blobs are of one form, so that a site may change its mind.
+#[tokio::test]
+async fn key_wrap_by_wrapping_keys_on_kryoptic() {
+    let token = TestToken::kryoptic();
+    let mut section = token.section();
+    section["profile"] = json!("kryoptic/kwp-wrap");
+    let form = SealForm { seal: Seal::AesKwp, iv_layout: IvLayout::Inside, iv_length: 0 };
+    seals_and_opens(&section, &["CKA_ALLOWED_MECHANISMS"], token.directory(), form).await;
+}
+
+/// PKCS#11 3.0 message encryption: the module makes the IV.
+#[tokio::test]
+async fn message_encryption_on_kryoptic() {
+    let token = TestToken::kryoptic();
+    let mut section = token.section();
+    section["profile"] = json!("kryoptic/gcm-message");
+    let form = SealForm { seal: Seal::AesGcm, iv_layout: IvLayout::Param, iv_length: 12 };
+    seals_and_opens(&section, &[], token.directory(), form).await;
+}
+
+/// A 2.40 module has no message functions, and the profile says that it has: named before any login.
+#[test]
+fn message_encryption_is_refused_where_the_mechanism_s_flags_do_not_say_so() {
+    let token = TestToken::softhsm2();
+    let section = with_seal(&token, "  mechanism: aes-gcm\n  call: message\n  iv: { send: zeros, found: param }");
+    refusal(&section, &token, "does not have CKM_AES_GCM");
+}
+
+/// CBC with a MAC by a second key: on any module that has both mechanisms.
+#[tokio::test]
+async fn cbc_with_a_mac() {
+    let token = TestToken::new();
+    let section = with_seal(&token, "  mechanism: aes-cbc-hmac");
+    let form = SealForm { seal: Seal::AesCbcHmac, iv_layout: IvLayout::Sent, iv_length: 16 };
+    seals_and_opens(&section, &[], token.directory(), form).await;
+    let record = fs::read_to_string(token.directory().join("kek-record.json")).unwrap();
+    let record: Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["mac_key"]["label"], json!(format!("{}-mac", record["kek"]["label"].as_str().unwrap())));
+    for (key, right, other) in [("kek", "CKA_ENCRYPT", "CKA_SIGN"), ("mac_key", "CKA_SIGN", "CKA_ENCRYPT")] {
+        let attributes = &record[key]["attributes"];
+        assert_eq!((&attributes[right], &attributes[other]), (&json!(true), &json!(false)), "{key}");
+    }
+    assert_ne!(record["kek"]["id"], record["mac_key"]["id"]);
+    parts::record_run(token.profile);
+}
+
 const YUBIHSM_PERMITS: [&str; 2] = ["CKA_KEY_GEN_MECHANISM", "CKA_ALLOWED_MECHANISMS"];
 const YUBIHSM_FORM: SealForm = SealForm { seal: Seal::YubicoCcm, iv_layout: IvLayout::Inside, iv_length: 0 };
 

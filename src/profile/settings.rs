@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::class::Class;
+pub use crate::pin::PinForm;
 use crate::seal::{Seal, Sealing};
 
 /// The PKCS#11 module of a vendor.
@@ -48,49 +49,6 @@ impl UserKind {
     /// The value with this number.
     pub fn from_number(number: u32) -> Option<Self> {
         [Self::CryptoUser, Self::None, Self::User].into_iter().find(|user| *user as u32 == number)
-    }
-}
-
-/// What a PIN looks like. A PIN of another form must not be tried: on some tokens it counts as an attempt.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub enum PinForm {
-    /// Four hex digits of an authentication key, then 8 to 64 characters.
-    #[serde(rename = "hex4+8..64")]
-    HexKeyAndPassword,
-    /// Any text.
-    #[serde(rename = "opaque")]
-    Opaque,
-    /// A user's name, a colon, a password.
-    #[serde(rename = "user:password")]
-    UserAndPassword,
-}
-
-impl PinForm {
-    /// The value with this number.
-    pub fn from_number(number: u32) -> Option<Self> {
-        [Self::HexKeyAndPassword, Self::Opaque, Self::UserAndPassword].into_iter().find(|form| *form as u32 == number)
-    }
-
-    /// Whether a PIN looks so.
-    pub fn fits(self, pin: &str) -> bool {
-        match self {
-            Self::Opaque => true,
-            Self::HexKeyAndPassword => pin.split_at_checked(4).is_some_and(|(key, password)| {
-                key.bytes().all(|byte| byte.is_ascii_hexdigit()) && (8..=64).contains(&password.len())
-            }),
-            Self::UserAndPassword => {
-                pin.split_once(':').is_some_and(|(user, password)| !user.is_empty() && !password.is_empty())
-            }
-        }
-    }
-
-    /// In words, for whoever wrote another.
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::Opaque => "any text",
-            Self::HexKeyAndPassword => "four hex digits of an authentication key, then a password of 8 to 64 bytes",
-            Self::UserAndPassword => "a user's name, a colon, a password",
-        }
     }
 }
 

@@ -15,8 +15,9 @@ use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::fault_module::FaultModule;
-use crate::harness::{Config, Plugin, TestToken, run_ceremony_on, wait_for};
+use crate::harness::{CLUSTER, Config, Plugin, TestToken, run_ceremony_on, wait_for, write_secret};
 use crate::parts;
+use crate::refusal::refusal;
 use crate::yubihsm::device::Device;
 
 const SEED: &[u8; 32] = b"a seed of 32 bytes, as all are..";
@@ -183,8 +184,19 @@ async fn message_encryption_on_kryoptic() {
 #[test]
 fn message_encryption_is_refused_where_the_mechanism_s_flags_do_not_say_so() {
     let token = TestToken::softhsm2();
-    let section = with_seal(&token, "  mechanism: aes-gcm\n  call: message\n  iv: { send: zeros, found: param }");
-    refusal(&section, &token, "does not have CKM_AES_GCM");
+    let mut section = with_seal(&token, "  mechanism: aes-gcm\n  call: message\n  iv: { send: zeros, found: param }");
+    // A PIN that would be refused: it is not tried.
+    section["pin"] = json!({"file": token.directory().join("wrong-pin")});
+    write_secret(&token.directory().join("wrong-pin"), "wrong");
+    let plan = json!({
+        "version": 1, "kind": "rehearsal", "cluster": CLUSTER, "token": section, "kek": {"label": "kek"},
+        "output": token.directory(),
+    });
+    let path = token.directory().join("plan.yaml");
+    fs::write(&path, plan.to_string()).unwrap();
+    let refusal = refusal(&["ceremony", "run", "--plan", path.to_str().unwrap()], b"");
+    assert!(refusal.why.contains("does not have CKM_AES_GCM, which the profile needs"), "{}", refusal.text);
+    assert!(refusal.hint.contains("what this token can do: softhsm2"), "{}", refusal.text);
 }
 
 /// CBC with a MAC by a second key: on any module that has both mechanisms.

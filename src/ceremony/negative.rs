@@ -1,7 +1,7 @@
 //! What a token must refuse to do with a KEK. Each is really tried; one success ends the ceremony.
 
 use super::CeremonyError;
-use crate::attributes::AttributeName;
+use crate::attributes::{AttributeName, KeyUse};
 use crate::pkcs11::{Error, Key, Session};
 
 /// Something that was tried and refused, or could not be tried.
@@ -13,8 +13,8 @@ pub struct Refusal {
     pub answer: String,
 }
 
-/// Tries everything. Every attempt runs on the same session: a refusal leaves no operation behind.
-pub(super) fn run(session: &Session, key: Key) -> Result<Vec<Refusal>, CeremonyError> {
+/// Tries everything that a key of this use must not give. Every attempt runs on the same session: a refusal leaves no operation behind.
+pub(super) fn run(session: &Session, key: Key, purpose: KeyUse) -> Result<Vec<Refusal>, CeremonyError> {
     let mut refusals = Vec::new();
     let mut untried = Vec::new();
     let mut expect = |attempt: &'static str, outcome: Result<(), Error>| match outcome {
@@ -38,10 +38,11 @@ pub(super) fn run(session: &Session, key: Key) -> Result<Vec<Refusal>, CeremonyE
             untried.push(Refusal { attempt: WRAP, answer: format!("not tried, no wrapping key: {error}") });
         }
     }
-    for (attempt, name, value) in LOOSENING {
+    let is_right = |name: &AttributeName| purpose.rights().contains(name);
+    for (attempt, name, value) in LOOSENING.into_iter().filter(|(_, name, _)| !is_right(name)) {
         expect(attempt, session.set_flag(key, name, value))?;
     }
-    for (attempt, name, value) in LOOSENING_COPIES {
+    for (attempt, name, value) in LOOSENING_COPIES.into_iter().filter(|(_, name, _)| !is_right(name)) {
         expect(attempt, session.copy_with_flag(key, name, value))?;
     }
     let mut all = vec![Refusal { attempt: "read CKA_VALUE", answer: "the token did not give it".to_owned() }];
@@ -52,9 +53,11 @@ pub(super) fn run(session: &Session, key: Key) -> Result<Vec<Refusal>, CeremonyE
 
 const WRAP: &str = "wrap the KEK under another key";
 
-const LOOSENING: [(&str, AttributeName, bool); 8] = [
+const LOOSENING: [(&str, AttributeName, bool); 10] = [
     ("set CKA_EXTRACTABLE true", AttributeName::Extractable, true),
     ("set CKA_SENSITIVE false", AttributeName::Sensitive, false),
+    ("set CKA_ENCRYPT true", AttributeName::Encrypt, true),
+    ("set CKA_DECRYPT true", AttributeName::Decrypt, true),
     ("set CKA_WRAP true", AttributeName::Wrap, true),
     ("set CKA_UNWRAP true", AttributeName::Unwrap, true),
     ("set CKA_DERIVE true", AttributeName::Derive, true),

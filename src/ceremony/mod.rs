@@ -141,8 +141,6 @@ pub struct Outcome {
     pub path: PathBuf,
     /// What was tried and refused, in order.
     pub refusals: Vec<Refusal>,
-    /// Permitted deviations.
-    pub deviations: Vec<Deviation>,
 }
 
 /// Name of the record file in the plan's output directory.
@@ -192,12 +190,12 @@ pub fn run(plan: &Plan, watcher: Watcher<'_>) -> Result<Outcome, CeremonyError> 
             kek,
             mac_key,
             proofs,
-            deviations.iter().map(ToString::to_string).collect(),
+            deviations,
         );
         watcher(Progress::Begins("write the record"));
         write_new(&path, record.to_json()?.as_bytes())?;
         watcher(Progress::Done(&path.display().to_string()));
-        Ok(Outcome { record, path: path.clone(), refusals, deviations })
+        Ok(Outcome { record, path: path.clone(), refusals })
     });
     outcome.map_err(|cause| keys.destroy(&login, cause, watcher))
 }
@@ -209,7 +207,7 @@ struct Proved {
     mac_key: Option<TokenKey>,
     proofs: Vec<Proof>,
     refusals: Vec<Refusal>,
-    deviations: Vec<Deviation>,
+    deviations: Vec<String>,
 }
 
 /// Everything that must be true of the keys, seen through a new session.
@@ -234,7 +232,8 @@ fn prove(plan: &Plan, token: &Token, keys: &Keys, watcher: Watcher<'_>) -> Resul
         if !refused.is_empty() {
             return Err(CeremonyError::Deviates { label: template.label.clone(), deviations: refused });
         }
-        deviations.extend(permitted);
+        let of_key = if template.purpose == KeyUse::Mac { format!("{}: ", template.label) } else { String::new() };
+        deviations.extend(permitted.iter().map(|deviation| format!("{of_key}{deviation}")));
         let id = CkaId::new(&template.id).ok_or(CeremonyError::Proof("its id has a wrong length"))?;
         Ok((key, TokenKey { id, label: template.label.clone(), attributes }))
     };
@@ -247,9 +246,9 @@ fn prove(plan: &Plan, token: &Token, keys: &Keys, watcher: Watcher<'_>) -> Resul
     )));
 
     watcher(Progress::Begins("try what the token must refuse"));
-    let mut refusals = negative::run(&session, key, keys.kek.purpose)?;
-    if let Some((key, _)) = &mac {
-        refusals.extend(negative::run(&session, *key, KeyUse::Mac)?);
+    let mut refusals = negative::run(&session, key, &keys.kek)?;
+    if let (Some((key, _)), Some(template)) = (&mac, &keys.mac) {
+        refusals.extend(negative::run(&session, *key, template)?);
     }
     watcher(Progress::Done(&format!("{} attempts, none succeeded", refusals.len())));
 

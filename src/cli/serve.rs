@@ -174,6 +174,9 @@ fn read_record(config: &Config) -> Result<KekRecord, CliError> {
     Ok(record)
 }
 
+/// How often the KEK is proved, unless the device forgets an idle session sooner.
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+
 fn worker_spec(config: &Config, record: &KekRecord) -> WorkerSpec {
     let profile = &config.token.profile;
     let codes = profile
@@ -198,7 +201,12 @@ fn worker_spec(config: &Config, record: &KekRecord) -> WorkerSpec {
         codes,
         sealing: Some(keyring::wire_sealing(&config.token.sealing)),
     };
-    WorkerSpec { start, sessions: config.limits.sessions, environment: config.token.environment.clone() }
+    WorkerSpec {
+        start,
+        sessions: config.limits.sessions,
+        environment: config.token.environment.clone(),
+        probe_interval: profile.recover.probe.map_or(PROBE_INTERVAL, |idle| idle.min(PROBE_INTERVAL)),
+    }
 }
 
 fn system_error(error: impl std::fmt::Display) -> CliError {

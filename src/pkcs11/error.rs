@@ -8,7 +8,7 @@ use cryptoki_sys as sys;
 use thiserror::Error;
 
 use super::codes;
-use super::raw::CallFailed;
+use super::raw::{CallFailed, WRONG_LENGTH};
 use crate::attributes::Deviation;
 use crate::class::Class;
 use crate::profile::{self, CodeOverride};
@@ -291,6 +291,9 @@ fn call_hint(function: &str, code: u64) -> &'static str {
             "the token does not have the profile's mechanism; choose another profile"
         }
         sys::CKR_KEY_FUNCTION_NOT_PERMITTED => "the key lacks the right to encrypt or decrypt; hold a new ceremony",
+        sys::CKR_BUFFER_TOO_SMALL | WRONG_LENGTH => {
+            "the module's output has another length than the profile says; choose the profile and variant of its mode"
+        }
         sys::CKR_SESSION_COUNT => "lower limits.sessions, or close other programs' sessions",
         _ => "check the HSM and the path to it; a running plugin keeps trying by itself",
     }

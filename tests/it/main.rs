@@ -28,6 +28,7 @@ mod fault_module;
 mod faults;
 mod grpc_clients;
 mod harness;
+mod imitations;
 mod imports;
 mod module_faults;
 mod parts;

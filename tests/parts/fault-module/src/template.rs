@@ -31,24 +31,24 @@ unsafe extern "C" fn C_GenerateKey(
     if let Err(code) = judge(&imitated, session, given) {
         return code;
     }
-    if imitated.only.is_none() {
-        return ask!(C_GenerateKey(session, mechanism, template, count, key));
-    }
     // What such a vendor makes of a key by itself. The standard attributes that were given are kept.
     let (mut class, mut bytes, mut id) = (CKO_SECRET_KEY, 32 as CK_ULONG, random(16));
     let (mut yes, mut no): (CK_BBOOL, CK_BBOOL) = (CK_TRUE, CK_FALSE);
-    let mut whole = vec![
-        attribute(CKA_CLASS, (&raw mut class).cast(), size_of::<CK_OBJECT_CLASS>()),
-        attribute(CKA_VALUE_LEN, (&raw mut bytes).cast(), size_of::<CK_ULONG>()),
-        attribute(CKA_ID, id.as_mut_ptr().cast(), id.len()),
-    ];
-    for (flags, value) in [(&OWN_RIGHTS[..], &raw mut yes), (&NO_RIGHTS[..], &raw mut no)] {
-        whole.extend(flags.iter().map(|flag| attribute(*flag, value.cast(), 1)));
+    let refused = |right: &CK_ATTRIBUTE_TYPE| imitated.refuse.contains(&AttributeName(*right));
+    let all = imitated.only.is_some();
+    let mut whole = Vec::new();
+    if all {
+        whole.push(attribute(CKA_CLASS, (&raw mut class).cast(), size_of::<CK_OBJECT_CLASS>()));
+        whole.push(attribute(CKA_VALUE_LEN, (&raw mut bytes).cast(), size_of::<CK_ULONG>()));
+        whole.push(attribute(CKA_ID, id.as_mut_ptr().cast(), id.len()));
+        whole.extend(OWN_RIGHTS.map(|right| attribute(right, (&raw mut yes).cast(), 1)));
     }
+    let without = NO_RIGHTS.iter().filter(|right| all || refused(right));
+    whole.extend(without.map(|right| attribute(*right, (&raw mut no).cast(), 1)));
     whole.retain(|own| !given.iter().any(|given| given.type_ == own.type_));
-    // Before CKA_MODIFIABLE, after which SoftHSM2 takes no more.
-    let given = given.iter().filter(|given| given.type_ < CKA_VENDOR_DEFINED).copied();
-    whole.splice(0..0, given.collect::<Vec<_>>());
+    whole.extend(given.iter().filter(|given| given.type_ < CKA_VENDOR_DEFINED).copied());
+    // SoftHSM2 takes no more after it.
+    whole.sort_by_key(|attribute| attribute.type_ == CKA_MODIFIABLE);
     // A template of ours, whose values live until the call has ended.
     ask!(C_GenerateKey(session, mechanism, whole.as_mut_ptr(), whole.len() as CK_ULONG, key))
 }

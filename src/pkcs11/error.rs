@@ -114,7 +114,7 @@ pub enum Error {
         form: SealForm,
     },
     /// The module keeps separate state for each function list.
-    #[error("the module does not know its own session on its second function list")]
+    #[error("the module does not know on its second function list what was done on its first")]
     SplitState,
     /// No token with the label.
     #[error("no token with label {label:?}; present: {}", labels(present))]
@@ -251,7 +251,10 @@ impl Error {
                 "choose a profile or variant whose seal this release has (docs/profiles.md), or use a later release"
                     .to_owned()
             }
-            Self::SplitState => "p11-kit's client module does this; name the vendor's module itself".to_owned(),
+            Self::SplitState => {
+                "p11-kit's modules do this, or another library answers for it; name the vendor's module itself"
+                    .to_owned()
+            }
             Self::TokenAbsent { .. } => {
                 "check token.label, the module's own configuration, and the connection to the HSM".to_owned()
             }

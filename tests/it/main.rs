@@ -15,6 +15,7 @@ mod another_program;
 mod api_server_stack;
 mod bad_config;
 mod bad_kek;
+mod bad_module;
 mod bad_pin;
 mod bad_plan;
 mod bad_request;

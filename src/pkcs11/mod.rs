@@ -128,7 +128,11 @@ impl Module {
         let mut present = Vec::new();
         for slot in slots {
             // A slot that cannot say who it is cannot be the one that is asked for.
-            let Ok(info) = self.inner.functions.token_info(slot.id()) else { continue };
+            let info = match self.inner.functions.token_info(slot.id()) {
+                Ok(info) => info,
+                Err(failed) if failed.code == sys::CKR_CRYPTOKI_NOT_INITIALIZED => return Err(Error::SplitState),
+                Err(_) => continue,
+            };
             if info.flags & sys::CKF_TOKEN_INITIALIZED == 0 {
                 continue;
             }

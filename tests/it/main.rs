@@ -37,5 +37,6 @@ mod processes;
 mod profiles;
 mod refusal;
 mod seals;
+mod traps;
 mod worker_loss;
 mod yubihsm;

@@ -62,6 +62,7 @@ pub enum Action {
     Length(i64),
     ModuleInfo(ModuleInfo),
     NoSlots,
+    Overrun(usize),
     SizeQuery(i64),
     TokenInfo(TokenInfo),
     Truncate(u64),

@@ -64,7 +64,10 @@ fn judge(imitated: &Template, session: CK_SESSION_HANDLE, given: &mut [CK_ATTRIB
     }
     let among = |list: &[AttributeName], attribute: &CK_ATTRIBUTE| list.contains(&AttributeName(attribute.type_));
     if given.iter().any(|attribute| among(&imitated.refuse, attribute)) {
-        return Err(CKR_ATTRIBUTE_TYPE_INVALID);
+        return Err(imitated.refused.map_or(CKR_ATTRIBUTE_TYPE_INVALID, |code| code.0));
+    }
+    if !imitated.explicit.iter().all(|name| given.iter().any(|attribute| attribute.type_ == name.0)) {
+        return Err(CKR_TEMPLATE_INCOMPLETE);
     }
     if imitated.only.as_ref().is_some_and(|only| given.iter().any(|attribute| !among(only, attribute))) {
         return Err(CKR_TEMPLATE_INCONSISTENT);

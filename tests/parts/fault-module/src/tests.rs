@@ -249,6 +249,11 @@ impl Module {
         assert_eq!(self.generate(&[usual[0], usual[2]]), Err(CKR_TEMPLATE_INCOMPLETE));
         assert_eq!(self.generate(&usual[..2]), Err(CKR_ATTRIBUTE_VALUE_INVALID));
         self.generate(&usual).unwrap();
+        self.imitate(r#""template":{"refuse":["CKA_SIGN"],"refused":"CKR_GENERAL_ERROR","explicit":["CKA_WRAP"]}"#);
+        assert_eq!(self.generate(&[usual[0], (CKA_SIGN, 0)]), Err(CKR_GENERAL_ERROR));
+        assert_eq!(self.generate(&usual[..1]), Err(CKR_TEMPLATE_INCOMPLETE));
+        self.generate(&[usual[0], (CKA_WRAP, 0)]).unwrap();
+        self.imitate(r#""template":{"refuse":["CKA_SIGN"],"need":["CKA_PRIVATE"],"unique":true}"#);
         assert_eq!(self.generate(&usual), Err(CKR_ATTRIBUTE_VALUE_INVALID), "the id is taken");
 
         self.imitate(r#""template":{"only":["CKA_LABEL","0x8001E101"]}"#);

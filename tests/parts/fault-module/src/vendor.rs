@@ -54,6 +54,10 @@ pub struct NamedPin {
 pub struct Template {
     /// Refused.
     pub refuse: Vec<AttributeName>,
+    /// The return code for that.
+    pub refused: Option<Code>,
+    /// Must be there: what is left out would not be false.
+    pub explicit: Vec<AttributeName>,
     /// Nothing but these; the rest of a key that encrypts is the vendor's own doing.
     pub only: Option<Vec<AttributeName>>,
     /// Must be there, and true.

@@ -78,7 +78,7 @@ impl Rig {
         let plugin = Plugin::start(config).healthy().await;
         let mut client = plugin.client().await;
         let sealed = encrypt(&mut client).await.unwrap();
-        Self { plugin, client, fault, sealed, stand: stand }
+        Self { plugin, client, fault, sealed, stand }
     }
 
     fn device(&mut self) -> &mut Device {

@@ -1,4 +1,4 @@
-//! The attributes of a KEK that the ceremony sets, the record keeps, and every start reads back.
+//! The attributes of a key that the ceremony sets, the record keeps, and every start reads back.
 //!
 //! Each has three possible readings: a value, another value, or "this module does not have it". The third is never taken
 //! for either of the others (PKCS#11 2.40 section 4, `C_GetAttributeValue`).
@@ -7,6 +7,28 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+/// What a key on the token is for. Its rights follow from it, and it has no others.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum KeyUse {
+    /// `C_Encrypt` and `C_Decrypt`: the KEK of most seals.
+    Encrypt,
+    /// `C_Sign`: the MAC key beside a KEK that cannot authenticate what it seals.
+    Mac,
+    /// `C_WrapKey` and `C_UnwrapKey`: the KEK where only these seal.
+    Wrap,
+}
+
+impl KeyUse {
+    /// The rights that the use needs.
+    pub fn rights(self) -> &'static [AttributeName] {
+        match self {
+            Self::Encrypt => &[AttributeName::Encrypt, AttributeName::Decrypt],
+            Self::Mac => &[AttributeName::Sign],
+            Self::Wrap => &[AttributeName::Wrap, AttributeName::Unwrap],
+        }
+    }
+}
 
 /// An audited attribute. Serialised by its PKCS#11 name.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
@@ -146,16 +168,17 @@ impl AttributeName {
         Self::ALL.into_iter().find(|attribute| attribute.name() == name)
     }
 
-    /// Whether a ceremony's plan may permit another value than the strict one.
-    pub fn is_negotiable(self) -> bool {
-        self.indispensable().is_none()
+    /// Whether a ceremony's plan may permit another value than the strict one for a key of this use.
+    pub fn is_negotiable(self, purpose: KeyUse) -> bool {
+        self.indispensable(purpose).is_none()
     }
 
-    /// Without this exact value no key is a KEK, whatever its record says.
-    fn indispensable(self) -> Option<AttributeValue> {
+    /// Without this exact value no key is a KEK or its MAC key, whatever its record says.
+    fn indispensable(self, purpose: KeyUse) -> Option<AttributeValue> {
         match self {
-            Self::Sensitive | Self::Token | Self::Encrypt | Self::Decrypt => Some(AttributeValue::Bool(true)),
+            Self::Sensitive | Self::Token => Some(AttributeValue::Bool(true)),
             Self::Extractable => Some(AttributeValue::Bool(false)),
+            right if purpose.rights().contains(&right) => Some(AttributeValue::Bool(true)),
             _ => None,
         }
     }
@@ -199,12 +222,12 @@ impl fmt::Display for Deviation {
 /// Everything in `found` that differs from `expected`, and every indispensable attribute that does not hold.
 ///
 /// Any difference counts, in either direction: the record says which key this is, and a key that reads otherwise is not it.
-pub fn deviations(expected: &Attributes, found: &Attributes) -> Vec<Deviation> {
+pub fn deviations(purpose: KeyUse, expected: &Attributes, found: &Attributes) -> Vec<Deviation> {
     AttributeName::ALL
         .into_iter()
         .filter_map(|name| {
             let read = found.get(&name).unwrap_or(&AttributeValue::UNAVAILABLE);
-            let mut wanted = [name.indispensable(), expected.get(&name).cloned()].into_iter().flatten();
+            let mut wanted = [name.indispensable(purpose), expected.get(&name).cloned()].into_iter().flatten();
             let expected = wanted.find(|wanted| wanted != read)?;
             Some(Deviation { name, expected, found: read.clone() })
         })
@@ -232,7 +255,7 @@ mod tests {
 
     #[test]
     fn equal_attributes_deviate_nowhere() {
-        assert_eq!(deviations(&kek(), &kek()), []);
+        assert_eq!(deviations(KeyUse::Encrypt, &kek(), &kek()), []);
     }
 
     #[test]
@@ -242,7 +265,7 @@ mod tests {
             expected.insert(AttributeName::Local, value);
             let mut found = kek();
             found.insert(AttributeName::Local, AttributeValue::UNAVAILABLE);
-            assert_eq!(deviations(&expected, &found).len(), 1);
+            assert_eq!(deviations(KeyUse::Encrypt, &expected, &found).len(), 1);
         }
     }
 
@@ -250,7 +273,7 @@ mod tests {
     fn a_record_cannot_excuse_an_extractable_key() {
         let mut weak = kek();
         weak.insert(AttributeName::Extractable, AttributeValue::Bool(true));
-        let found = deviations(&weak, &weak);
+        let found = deviations(KeyUse::Encrypt, &weak, &weak);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].to_string(), "CKA_EXTRACTABLE is true, expected false");
     }
@@ -259,7 +282,7 @@ mod tests {
     fn a_record_that_says_extractable_is_not_the_record_of_a_good_key() {
         let mut edited = kek();
         edited.insert(AttributeName::Extractable, AttributeValue::Bool(true));
-        let found = deviations(&edited, &kek());
+        let found = deviations(KeyUse::Encrypt, &edited, &kek());
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].to_string(), "CKA_EXTRACTABLE is false, expected true");
     }

@@ -6,6 +6,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
@@ -24,9 +26,58 @@ pub enum PinSource {
     File(PathBuf),
 }
 
+/// What a PIN looks like. A PIN of another form must not be tried: on some tokens it counts as an attempt.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum PinForm {
+    /// Four hex digits of an authentication key, then 8 to 64 characters.
+    #[serde(rename = "hex4+8..64")]
+    HexKeyAndPassword,
+    /// Any text.
+    #[serde(rename = "opaque")]
+    Opaque,
+    /// A user's name, a colon, a password.
+    #[serde(rename = "user:password")]
+    UserAndPassword,
+}
+
+impl PinForm {
+    /// The value with this number.
+    pub fn from_number(number: u32) -> Option<Self> {
+        [Self::HexKeyAndPassword, Self::Opaque, Self::UserAndPassword].into_iter().find(|form| *form as u32 == number)
+    }
+
+    /// Whether a PIN looks so.
+    pub fn fits(self, pin: &str) -> bool {
+        match self {
+            Self::Opaque => true,
+            Self::HexKeyAndPassword => pin.split_at_checked(4).is_some_and(|(key, password)| {
+                key.bytes().all(|byte| byte.is_ascii_hexdigit()) && (8..=64).contains(&password.len())
+            }),
+            Self::UserAndPassword => {
+                pin.split_once(':').is_some_and(|(user, password)| !user.is_empty() && !password.is_empty())
+            }
+        }
+    }
+
+    /// In words, for whoever wrote another.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Opaque => "any text",
+            Self::HexKeyAndPassword => "four hex digits of an authentication key, then a password of 8 to 64 bytes",
+            Self::UserAndPassword => "a user's name, a colon, a password",
+        }
+    }
+}
+
 /// Why no PIN could be had. The token was not asked.
 #[derive(Debug, Error)]
 pub enum PinError {
+    /// The PIN does not look as the profile says. Some tokens count such a PIN as an attempt.
+    #[error("the PIN is not what the profile says: {}", form.words())]
+    Form {
+        /// What the profile says.
+        form: PinForm,
+    },
     /// `$CREDENTIALS_DIRECTORY` is not set.
     #[error("PIN credential {name:?}: CREDENTIALS_DIRECTORY is not set")]
     NoCredentials {
@@ -69,6 +120,7 @@ impl PinError {
     /// What an operator can do about it.
     pub fn hint(&self) -> &'static str {
         match self {
+            Self::Form { .. } => "write a PIN of that form into the PIN source; the token was not asked",
             Self::NoCredentials { .. } => "start under systemd with LoadCredential=, or use another PIN source",
             Self::NotInEnvironment { .. } => "set the variable for the service, or use another PIN source",
             Self::Refused { .. } => "make it a plain file of the service's user with mode 0600 or 0400",
@@ -79,8 +131,13 @@ impl PinError {
 }
 
 impl PinSource {
-    /// Reads the PIN. A line end behind it is dropped.
-    pub fn read(&self) -> Result<Pin, PinError> {
+    /// Reads the PIN, and looks at its form. A line end behind it is dropped.
+    pub fn read(&self, form: PinForm) -> Result<Pin, PinError> {
+        let pin = self.read_any()?;
+        if form.fits(pin.expose_secret()) { Ok(pin) } else { Err(PinError::Form { form }) }
+    }
+
+    fn read_any(&self) -> Result<Pin, PinError> {
         match self {
             Self::Credential(name) => {
                 let directory = std::env::var_os("CREDENTIALS_DIRECTORY")
@@ -152,8 +209,6 @@ fn checked(text: &str, origin: String) -> Result<Pin, PinError> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use secrecy::ExposeSecret;
-
     use super::*;
 
     fn file(content: &[u8], mode: u32) -> tempfile::NamedTempFile {
@@ -167,7 +222,7 @@ mod tests {
     fn a_line_end_is_not_part_of_the_pin() {
         for content in ["1234", "1234\n", "1234\r\n"] {
             let file = file(content.as_bytes(), 0o600);
-            assert_eq!(PinSource::File(file.path().into()).read().unwrap().expose_secret(), "1234");
+            assert_eq!(PinSource::File(file.path().into()).read(PinForm::Opaque).unwrap().expose_secret(), "1234");
         }
     }
 
@@ -175,7 +230,7 @@ mod tests {
     fn a_pin_file_that_others_can_read_is_refused() {
         for mode in [0o640, 0o604, 0o644, 0o620] {
             let file = file(b"1234", mode);
-            let error = PinSource::File(file.path().into()).read().unwrap_err();
+            let error = PinSource::File(file.path().into()).read(PinForm::Opaque).unwrap_err();
             assert!(matches!(error, PinError::Refused { .. }), "{mode:o}: {error}");
         }
     }
@@ -184,15 +239,15 @@ mod tests {
     fn what_is_no_pin_is_refused_without_showing_it() {
         for content in [&b""[..], b"\n", b"secret\nother", &[0xff, 0xfe], &[b'7'; 2000]] {
             let file = file(content, 0o600);
-            let text = PinSource::File(file.path().into()).read().unwrap_err().to_string();
+            let text = PinSource::File(file.path().into()).read(PinForm::Opaque).unwrap_err().to_string();
             assert!(!text.contains("secret") && !text.contains("777"), "{text}");
         }
-        assert!(PinSource::File("/".into()).read().is_err());
+        assert!(PinSource::File("/".into()).read(PinForm::Opaque).is_err());
         let directory = tempfile::tempdir().unwrap();
         let pipe = directory.path().join("pipe");
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-        assert!(matches!(PinSource::File(pipe).read(), Err(PinError::Refused { .. })));
-        assert!(PinSource::File("/no/such/file".into()).read().is_err());
-        assert!(PinSource::Environment("HSM_KMS_NO_SUCH".to_owned()).read().is_err());
+        assert!(matches!(PinSource::File(pipe).read(PinForm::Opaque), Err(PinError::Refused { .. })));
+        assert!(PinSource::File("/no/such/file".into()).read(PinForm::Opaque).is_err());
+        assert!(PinSource::Environment("HSM_KMS_NO_SUCH".to_owned()).read(PinForm::Opaque).is_err());
     }
 }

@@ -1,6 +1,9 @@
 //! How a seed is sealed: the mechanism and where its IV lives. The codes are part of the sealed blob (docs/formats.md).
 
+use cryptoki_sys as sys;
 use serde::{Deserialize, Serialize};
+
+use crate::attributes::KeyUse;
 
 /// The sealing mechanism. The numbers are frozen: they are stored in etcd. Serialised by the word that profiles use.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
@@ -29,6 +32,16 @@ impl Seal {
     /// The code in the sealed blob.
     pub fn code(self) -> u8 {
         self as u8
+    }
+
+    /// The word that profiles use.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::AesGcm => "aes-gcm",
+            Self::AesKwp => "aes-kwp",
+            Self::YubicoCcm => "yubico-ccm",
+            Self::AesCbcHmac => "aes-cbc-hmac",
+        }
     }
 }
 
@@ -90,10 +103,17 @@ impl IvSend {
 pub enum SealCall {
     /// `C_Encrypt` and `C_Decrypt`.
     Encrypt,
-    /// `C_EncryptMessage` and `C_DecryptMessage` (PKCS#11 3.0), if the mechanism's flags say so, too.
+    /// `C_EncryptMessage` and `C_DecryptMessage` (PKCS#11 3.0), if the mechanism's flags say so, too. The module makes the IV.
     Message,
     /// `C_WrapKey` and `C_UnwrapKey`.
     Wrap,
+}
+
+impl SealCall {
+    /// The value with this number.
+    pub fn from_number(number: u32) -> Option<Self> {
+        [Self::Encrypt, Self::Message, Self::Wrap].into_iter().find(|call| *call as u32 == number)
+    }
 }
 
 /// A seal with its IV layout and IV length: what a profile chooses and a blob records.
@@ -118,6 +138,7 @@ impl SealForm {
             (Seal::AesGcm, IvLayout::Sent | IvLayout::Param | IvLayout::Suffix | IvLayout::Prefix) => {
                 matches!(self.iv_length, 12 | 16)
             }
+            (Seal::AesCbcHmac, IvLayout::Sent) => self.iv_length == 16,
             _ => false,
         }
     }
@@ -151,12 +172,42 @@ impl Sealing {
     pub const AES_GCM_SENT: Self = Self {
         form: SealForm::AES_GCM_SENT,
         send: IvSend::Random,
-        mechanism: cryptoki_sys::CKM_AES_GCM,
+        mechanism: sys::CKM_AES_GCM,
         call: SealCall::Encrypt,
     };
 
     /// Whether this release can seal and open so. The one place that decides it: a start with anything else is refused.
     pub fn is_supported(&self) -> bool {
-        self.form.is_consistent() && self.call == SealCall::Encrypt
+        let by_call = match self.call {
+            SealCall::Encrypt => true,
+            // The module makes the IV: one that the caller chose would not need these functions.
+            SealCall::Message => self.form.seal == Seal::AesGcm && self.form.iv_layout == IvLayout::Param,
+            SealCall::Wrap => self.form.seal == Seal::AesKwp,
+        };
+        by_call && self.form.is_consistent()
+    }
+
+    /// What the KEK is used for.
+    pub fn kek_use(&self) -> KeyUse {
+        match self.call {
+            SealCall::Encrypt | SealCall::Message => KeyUse::Encrypt,
+            SealCall::Wrap => KeyUse::Wrap,
+        }
+    }
+
+    /// The mechanisms that it takes, with the `CKF_...` flags of their use.
+    pub fn mechanisms(&self) -> Vec<(u64, u64)> {
+        let flags = match self.call {
+            SealCall::Encrypt => sys::CKF_ENCRYPT | sys::CKF_DECRYPT,
+            SealCall::Message => sys::CKF_MESSAGE_ENCRYPT | sys::CKF_MESSAGE_DECRYPT,
+            SealCall::Wrap => sys::CKF_WRAP | sys::CKF_UNWRAP,
+        };
+        let mac = self.mac_mechanism().map(|mechanism| (mechanism, sys::CKF_SIGN));
+        [(self.mechanism, flags)].into_iter().chain(mac).collect()
+    }
+
+    /// The mechanism of the MAC key that stands beside the KEK, if the seal needs one.
+    pub fn mac_mechanism(&self) -> Option<u64> {
+        (self.form.seal == Seal::AesCbcHmac).then_some(sys::CKM_SHA256_HMAC)
     }
 }

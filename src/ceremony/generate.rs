@@ -1,4 +1,4 @@
-//! The strict template of a KEK, and what a token made of it.
+//! The strict template of a key, and what a token made of it.
 
 use cryptoki_sys as sys;
 
@@ -6,7 +6,7 @@ use crate::attributes::{self, AttributeName, AttributeValue, Attributes, Deviati
 use crate::class::Class;
 use crate::pkcs11::{Error, Key, KeyTemplate, Session};
 
-/// Generates the KEK. A token that refuses the optional attributes is asked again without them; what it then made is judged
+/// Generates the key. A token that refuses the optional attributes is asked again without them; what it then made is judged
 /// by reading back, not by the code it refused with.
 pub(super) fn generate(session: &Session, template: &KeyTemplate) -> Result<Key, Error> {
     let mut refused = None;
@@ -26,12 +26,12 @@ pub(super) fn generate(session: &Session, template: &KeyTemplate) -> Result<Key,
     Err(refused.unwrap_or_else(|| Error::Unreadable("the token made no key".to_owned())))
 }
 
-/// What of the key on the token is not as a KEK must be.
+/// What of the key on the token is not as it must be.
 pub(super) fn deviations(template: &KeyTemplate, found: &Attributes) -> Vec<Deviation> {
-    attributes::deviations(&strict(template), found)
+    attributes::deviations(template.purpose, &strict(template), found)
 }
 
-/// A KEK as it must be.
+/// A key as it must be.
 fn strict(template: &KeyTemplate) -> Attributes {
     AttributeName::ALL
         .into_iter()
@@ -41,16 +41,17 @@ fn strict(template: &KeyTemplate) -> Attributes {
                 AttributeName::ValueLen => AttributeValue::Number(32),
                 AttributeName::KeyGenMechanism => AttributeValue::Number(template.generate),
                 AttributeName::AllowedMechanisms => AttributeValue::Mechanisms(vec![template.mechanism]),
+                right if template.purpose.rights().contains(&right) => AttributeValue::Bool(true),
                 AttributeName::AlwaysSensitive
-                | AttributeName::Decrypt
-                | AttributeName::Encrypt
                 | AttributeName::Local
                 | AttributeName::NeverExtractable
                 | AttributeName::Private
                 | AttributeName::Sensitive
                 | AttributeName::Token => AttributeValue::Bool(true),
                 AttributeName::Copyable
+                | AttributeName::Decrypt
                 | AttributeName::Derive
+                | AttributeName::Encrypt
                 | AttributeName::Extractable
                 | AttributeName::Modifiable
                 | AttributeName::Sign
@@ -58,7 +59,7 @@ fn strict(template: &KeyTemplate) -> Attributes {
                 | AttributeName::Verify
                 | AttributeName::Wrap => AttributeValue::Bool(false),
             };
-            (name, value)
+            (name, template.added(name).unwrap_or(value))
         })
         .collect()
 }

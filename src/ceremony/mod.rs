@@ -4,6 +4,7 @@
 //! attribute changes would give the worker powers that it must not have.
 
 mod generate;
+mod keys;
 mod negative;
 mod plan;
 
@@ -15,14 +16,14 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use self::keys::Keys;
 pub use self::negative::Refusal;
 pub use self::plan::{Plan, PlanError};
-use crate::attributes::{Attributes, Deviation};
+use crate::attributes::{Deviation, KeyUse};
 use crate::class::Class;
 use crate::envelope::{Blob, Context};
-use crate::pkcs11::{self, Key, KeyTemplate, Module, Sealed, Session, Token};
-use crate::profile::KeyGeneration;
-use crate::record::{Ceremony, CeremonyId, CkaId, Kek, KekRecord, Kind, Proof, UtcTime};
+use crate::pkcs11::{self, KekKeys, KeyTemplate, Module, Sealed, Session, Token};
+use crate::record::{Ceremony, CeremonyId, CkaId, KekRecord, Kind, Proof, TokenKey, UtcTime};
 use crate::record::{Module as ModuleRecord, Token as TokenRecord};
 use crate::seal::Sealing;
 use crate::strict::FileError;
@@ -31,8 +32,13 @@ use crate::strict::FileError;
 #[derive(Debug, Error)]
 pub enum CeremonyError {
     /// The key that was made is not a KEK; it was destroyed.
-    #[error("the token made a key that is no KEK: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    Deviates(Vec<Deviation>),
+    #[error("the key {label:?} is not what a KEK needs: {}", deviations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Deviates {
+        /// Its `CKA_LABEL`.
+        label: String,
+        /// What differs.
+        deviations: Vec<Deviation>,
+    },
     /// Something with the KEK's label is on the token already.
     #[error("{count} object(s) with label {label:?} are on the token already")]
     LabelTaken {
@@ -87,7 +93,7 @@ impl CeremonyError {
     /// What an operator can do about it.
     pub fn hint(&self) -> String {
         match self {
-            Self::Deviates(_) => {
+            Self::Deviates { .. } => {
                 "if the plan's owner accepts it, name the attribute under kek.permit in the plan; the key was destroyed"
                     .to_owned()
             }
@@ -135,8 +141,6 @@ pub struct Outcome {
     pub path: PathBuf,
     /// What was tried and refused, in order.
     pub refusals: Vec<Refusal>,
-    /// Permitted deviations.
-    pub deviations: Vec<Deviation>,
 }
 
 /// Name of the record file in the plan's output directory.
@@ -149,41 +153,33 @@ const PROOFS: usize = 3;
 pub fn run(plan: &Plan, watcher: Watcher<'_>) -> Result<Outcome, CeremonyError> {
     let path = check_output(&plan.output)?;
     // Before the module opens files of its own: a descriptor that nobody passed on could be one of them.
-    let pin = plan.token.pin.read().map_err(pkcs11::Error::from)?;
+    let profile = &plan.token.profile;
+    let pin = plan
+        .token
+        .pin
+        .as_ref()
+        .map(|source| source.read(profile.login.pin))
+        .transpose()
+        .map_err(pkcs11::Error::from)?;
 
     watcher(Progress::Begins("load the module and find the token"));
-    let profile = &plan.token.profile;
-    let module = Module::load(&plan.token.module, &profile.module.manufacturers, profile.codes.clone())?;
+    let reserved = plan.token.init_reserved.as_deref();
+    let module = Module::load(&plan.token.module, reserved, &profile.module.manufacturers, profile.codes.clone())?;
     let token = module.token(&plan.token.label)?;
     let info = token.info();
     watcher(Progress::Done(&format!("{} {}, serial {}", info.manufacturer, info.model, info.serial)));
 
+    token.require(&plan.token.sealing)?;
+
     watcher(Progress::Begins("log in, one attempt"));
-    let login = token.login(&pin)?;
+    let login = token.login(profile.login.user, pin.as_ref())?;
     drop(pin);
     watcher(Progress::Done("the user is logged in"));
 
-    watcher(Progress::Begins("check that the label is free"));
-    let count = login.objects_with_label(&plan.kek.label)?;
-    if count > 0 {
-        return Err(CeremonyError::LabelTaken { label: plan.kek.label.clone(), count });
-    }
-    watcher(Progress::Done(&format!("no object has the label {:?}", plan.kek.label)));
-
-    let id = random_id(&login)?;
-    let ceremony = Ceremony {
-        id: CeremonyId::new(random()?),
-        time: UtcTime::now(),
-        tool: concat!("hsm-kms ", env!("CARGO_PKG_VERSION")).to_owned(),
-    };
-    watcher(Progress::Begins("generate the KEK in the HSM"));
-    let template = template(plan, &id);
-    let made = generate::generate(&login, &template)?;
-    watcher(Progress::Done("256 bits, non-extractable"));
-
-    // From here on there is a key on the token: either it gets its record, or it goes.
-    let proved = prove(plan, &token, &template, &ceremony, watcher);
-    let outcome = proved.and_then(|(proofs, attributes, refusals, deviations)| {
+    let keys = keys::make(plan, &login, watcher)?;
+    // From here on there are keys on the token: either they get their record, or they go.
+    let outcome = prove(plan, &token, &keys, watcher).and_then(|proved| {
+        let Proved { ceremony, kek, mac_key, proofs, refusals, deviations } = proved;
         let record = KekRecord::new(
             Kind::Rehearsal,
             ceremony,
@@ -191,73 +187,84 @@ pub fn run(plan: &Plan, watcher: Watcher<'_>) -> Result<Outcome, CeremonyError> 
             profile.full_name(),
             module_record(&module, &plan.token.module)?,
             token_record(&token),
-            Kek { id: cka_id(&id)?, label: plan.kek.label.clone(), attributes },
+            kek,
+            mac_key,
             proofs,
-            deviations.iter().map(ToString::to_string).collect(),
+            deviations,
         );
         watcher(Progress::Begins("write the record"));
         write_new(&path, record.to_json()?.as_bytes())?;
         watcher(Progress::Done(&path.display().to_string()));
-        Ok(Outcome { record, path: path.clone(), refusals, deviations })
+        Ok(Outcome { record, path: path.clone(), refusals })
     });
-    outcome.map_err(|cause| {
-        watcher(Progress::Begins("destroy the key that was made"));
-        match login.destroy(made) {
-            Ok(()) => {
-                watcher(Progress::Done("destroyed: the token is as it was"));
-                cause
-            }
-            Err(error) => {
-                watcher(Progress::Done("NOT destroyed"));
-                let (label, id) = (plan.kek.label.clone(), data_encoding::HEXLOWER.encode(&id));
-                CeremonyError::LeftBehind { label, id, error: Box::new(error), cause: Box::new(cause) }
-            }
-        }
-    })
+    outcome.map_err(|cause| keys.destroy(&login, cause, watcher))
 }
 
-type Proved = (Vec<Proof>, Attributes, Vec<Refusal>, Vec<Deviation>);
+/// What was found true of the keys.
+struct Proved {
+    ceremony: Ceremony,
+    kek: TokenKey,
+    mac_key: Option<TokenKey>,
+    proofs: Vec<Proof>,
+    refusals: Vec<Refusal>,
+    deviations: Vec<String>,
+}
 
-/// Everything that must be true of the KEK, seen through a new session.
-fn prove(
-    plan: &Plan,
-    token: &Token,
-    template: &KeyTemplate,
-    ceremony: &Ceremony,
-    watcher: Watcher<'_>,
-) -> Result<Proved, CeremonyError> {
+/// Everything that must be true of the keys, seen through a new session.
+fn prove(plan: &Plan, token: &Token, keys: &Keys, watcher: Watcher<'_>) -> Result<Proved, CeremonyError> {
     watcher(Progress::Begins("read every attribute back in a new session"));
     let session = token.open_session()?;
-    let key = session.key(&template.label, &template.id)?;
-    let attributes = session.attributes(key)?;
-    let deviations = generate::deviations(template, &attributes);
-    let (permitted, refused): (Vec<_>, Vec<_>) =
-        deviations.into_iter().partition(|deviation| plan.kek.permit.contains(&deviation.name));
-    if !refused.is_empty() {
-        return Err(CeremonyError::Deviates(refused));
-    }
+    let ceremony = Ceremony {
+        id: CeremonyId::new(random()?),
+        time: UtcTime::now(),
+        tool: concat!("hsm-kms ", env!("CARGO_PKG_VERSION")).to_owned(),
+    };
+    let (mut deviations, mut read) = (Vec::new(), 0);
+    let mut audit = |template: &KeyTemplate| {
+        let key = session.key(&template.label, &template.id)?;
+        let attributes = session.attributes(key)?;
+        read += attributes.len();
+        let is_permitted = |deviation: &Deviation| {
+            deviation.name.is_negotiable(template.purpose) && plan.kek.permit.contains(&deviation.name)
+        };
+        let (permitted, refused): (Vec<_>, Vec<_>) =
+            generate::deviations(template, &attributes).into_iter().partition(is_permitted);
+        if !refused.is_empty() {
+            return Err(CeremonyError::Deviates { label: template.label.clone(), deviations: refused });
+        }
+        let of_key = if template.purpose == KeyUse::Mac { format!("{}: ", template.label) } else { String::new() };
+        deviations.extend(permitted.iter().map(|deviation| format!("{of_key}{deviation}")));
+        let id = CkaId::new(&template.id).ok_or(CeremonyError::Proof("its id has a wrong length"))?;
+        Ok((key, TokenKey { id, label: template.label.clone(), attributes }))
+    };
+    let (key, kek) = audit(&keys.kek)?;
+    let mac = keys.mac.as_ref().map(audit).transpose()?;
     watcher(Progress::Done(&format!(
         "{} attributes as they must be, {} permitted deviations",
-        attributes.len() - permitted.len(),
-        permitted.len()
+        read - deviations.len(),
+        deviations.len()
     )));
 
     watcher(Progress::Begins("try what the token must refuse"));
-    let refusals = negative::run(&session, key)?;
+    let mut refusals = negative::run(&session, key, &keys.kek)?;
+    if let (Some((key, _)), Some(template)) = (&mac, &keys.mac) {
+        refusals.extend(negative::run(&session, *key, template)?);
+    }
     watcher(Progress::Done(&format!("{} attempts, none succeeded", refusals.len())));
 
     watcher(Progress::Begins("seal and open proof blobs"));
+    let handles = KekKeys { key, mac: mac.as_ref().map(|(key, _)| *key) };
     let proofs = (0..PROOFS)
-        .map(|_| proof(&session, key, &plan.token.sealing, ceremony, &template.id))
+        .map(|_| proof(&session, handles, &plan.token.sealing, &ceremony, kek.id.as_bytes()))
         .collect::<Result<Vec<_>, _>>()?;
     watcher(Progress::Done(&format!("{PROOFS} proof blobs; a changed blob and a wrong context were refused")));
-    Ok((proofs, attributes, refusals, permitted))
+    Ok(Proved { ceremony, kek, mac_key: mac.map(|(_, key)| key), proofs, refusals, deviations })
 }
 
 /// Seals a random challenge, opens it again, and checks that nothing but the very same thing opens.
 fn proof(
     session: &Session,
-    key: Key,
+    key: KekKeys,
     sealing: &Sealing,
     ceremony: &Ceremony,
     id: &[u8],
@@ -281,24 +288,6 @@ fn proof(
     }
     let blob = Blob::new(form, &iv, &ciphertext).map_err(|_| CeremonyError::Proof("its blob has a wrong length"))?;
     Ok(Proof::new(blob, Sha256::digest(challenge).into()))
-}
-
-/// The KEK of the plan, as its profile wants it made.
-fn template(plan: &Plan, id: &[u8]) -> KeyTemplate {
-    let key = &plan.token.profile.key;
-    let generate = match key.generate {
-        KeyGeneration::Mechanism(mechanism) => mechanism,
-        // Refused by Profile::usable before a plan is accepted.
-        KeyGeneration::Tool => cryptoki_sys::CKM_AES_KEY_GEN,
-    };
-    KeyTemplate {
-        id: id.to_vec(),
-        label: plan.kek.label.clone(),
-        kind: key.kind,
-        generate,
-        mechanism: plan.token.sealing.mechanism,
-        omit: key.omit.clone(),
-    }
 }
 
 fn check_output(directory: &Path) -> Result<PathBuf, CeremonyError> {
@@ -326,16 +315,6 @@ fn write_new(path: &Path, content: &[u8]) -> Result<(), CeremonyError> {
     })
 }
 
-/// 16 bytes from the token, mixed with the kernel's: unique as long as one of the two is random.
-fn random_id(session: &Session) -> Result<[u8; 16], CeremonyError> {
-    let mut id = [0; 16];
-    session.random(&mut id)?;
-    for (byte, other) in id.iter_mut().zip(random::<16>()?) {
-        *byte ^= other;
-    }
-    Ok(id)
-}
-
 fn random<const N: usize>() -> Result<[u8; N], CeremonyError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| CeremonyError::System {
@@ -343,10 +322,6 @@ fn random<const N: usize>() -> Result<[u8; N], CeremonyError> {
         source: std::io::Error::other(error),
     })?;
     Ok(bytes)
-}
-
-fn cka_id(id: &[u8]) -> Result<CkaId, CeremonyError> {
-    CkaId::new(id).ok_or(CeremonyError::Proof("its id has a wrong length"))
 }
 
 fn module_record(module: &Module, path: &Path) -> Result<ModuleRecord, CeremonyError> {

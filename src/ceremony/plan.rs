@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
-use crate::attributes::AttributeName;
+use crate::attributes::{AttributeName, KeyUse};
 use crate::cluster::Cluster;
 use crate::config::{FileToken, Token};
 use crate::profile::ProfileError;
@@ -28,7 +28,8 @@ pub struct Plan {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KekPlan {
-    /// CKA_LABEL, at most 40 bytes (a vendor's driver hangs on very long ones). Must be free on the token.
+    /// CKA_LABEL, at most 40 bytes (a vendor's driver hangs on very long ones). Must be free on the token, as must this
+    /// label with `-mac` behind it where the seal needs a MAC key.
     #[serde(deserialize_with = "label")]
     pub label: String,
     /// Attributes that may be other than the strict template asks. Those without which no key is a KEK cannot stand here.
@@ -97,7 +98,7 @@ enum PlanKind {
 
 fn permit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<AttributeName>, D::Error> {
     let names = Vec::<AttributeName>::deserialize(deserializer)?;
-    match names.iter().find(|name| !name.is_negotiable()) {
+    match names.iter().find(|name| !name.is_negotiable(KeyUse::Encrypt)) {
         Some(name) => Err(serde::de::Error::custom(format_args!("{name} is not negotiable"))),
         None => Ok(names),
     }

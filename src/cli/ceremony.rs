@@ -12,6 +12,7 @@ use crate::attributes::AttributeName;
 use crate::ceremony::{self, CeremonyError, Outcome, Plan, Progress};
 use crate::exit::ExitCode;
 use crate::key_id::KeyId;
+use crate::record::{KekRecord, TokenKey};
 
 /// Make a KEK in an HSM and write its record
 #[derive(Debug, Args)]
@@ -133,7 +134,7 @@ fn print_json(outcome: &Outcome) -> Result<(), CliError> {
     let refusals: Vec<_> = outcome
         .refusals
         .iter()
-        .map(|refusal| serde_json::json!({"attempt": refusal.attempt, "answer": refusal.answer}))
+        .map(|refusal| serde_json::json!({"key": refusal.key, "attempt": refusal.attempt, "answer": refusal.answer}))
         .collect();
     let json = serde_json::json!({
         "record": outcome.path,
@@ -141,6 +142,7 @@ fn print_json(outcome: &Outcome) -> Result<(), CliError> {
         "key_id": key_id.as_str(),
         "key_id_hash": key_id.hash(),
         "attributes": outcome.record.kek.attributes,
+        "mac_key_attributes": outcome.record.mac_key.as_ref().map(|key| &key.attributes),
         "deviations": outcome.record.deviations,
         "refusals": refusals,
     });
@@ -149,24 +151,31 @@ fn print_json(outcome: &Outcome) -> Result<(), CliError> {
 
 fn print_table(outcome: &Outcome) -> Result<(), CliError> {
     let key_id = key_id(outcome);
+    let KekRecord { kek, mac_key, .. } = &outcome.record;
+    let keys = || [Some(kek), mac_key.as_ref()].into_iter().flatten();
     let mut attributes = Table::new();
-    attributes.load_style(presets::ASCII_MARKDOWN).set_header(["attribute", "read back"]);
+    let header = ["KEK", "MAC key"].into_iter().zip(keys()).map(|(name, _)| format!("{name} reads"));
+    attributes.load_style(presets::ASCII_MARKDOWN).set_header(["attribute".to_owned()].into_iter().chain(header));
     for name in AttributeName::ALL {
-        if let Some(value) = outcome.record.kek.attributes.get(&name) {
-            attributes.add_row([name.to_string(), value.to_string()]);
+        let read = |key: &TokenKey| key.attributes.get(&name).map(ToString::to_string).unwrap_or_default();
+        attributes.add_row([name.to_string()].into_iter().chain(keys().map(read)));
+    }
+    let mut tables = vec![attributes];
+    for key in keys() {
+        let mut refusals = Table::new();
+        refusals.load_style(presets::ASCII_MARKDOWN).set_header([&format!("tried on {:?}", key.label), "answer"]);
+        for refusal in outcome.refusals.iter().filter(|refusal| refusal.key == key.label) {
+            refusals.add_row([refusal.attempt, &refusal.answer]);
         }
+        tables.push(refusals);
     }
-    let mut refusals = Table::new();
-    refusals.load_style(presets::ASCII_MARKDOWN).set_header(["tried", "answer"]);
-    for refusal in &outcome.refusals {
-        refusals.add_row([refusal.attempt, &refusal.answer]);
-    }
-    let deviations = match outcome.deviations.len() {
+    let tables = tables.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n");
+    let deviations = match outcome.record.deviations.len() {
         0 => String::new(),
         _ => format!("\npermitted deviations: {}\n", outcome.record.deviations.join("; ")),
     };
     print(&format!(
-        "\n{attributes}\n\n{refusals}\n{deviations}\n\
+        "\n{tables}\n{deviations}\n\
          REHEARSAL: nobody witnessed this KEK; it is for trials.\n\
          key_id   {}\n         {}\n\
          record   {}\n",

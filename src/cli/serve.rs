@@ -154,6 +154,15 @@ fn read_record(config: &Config) -> Result<KekRecord, CliError> {
         );
         return Err(refuse(why, "use the record of this cluster's own ceremony".to_owned()));
     }
+    if record.mac_key.is_some() != config.token.sealing.mac_mechanism().is_some() {
+        let why = format!(
+            "the ceremony was held with profile {}, whose seal {} a MAC key beside the KEK; that of {} does not go with it",
+            record.profile,
+            if record.mac_key.is_some() { "has" } else { "has no" },
+            config.token.profile.full_name()
+        );
+        return Err(refuse(why, "set token.profile to that of the ceremony".to_owned()));
+    }
     if record.kind == Kind::Rehearsal {
         if !config.kek.allow_rehearsal {
             let why = "the KEK was made unattended, in a rehearsal".to_owned();
@@ -165,10 +174,12 @@ fn read_record(config: &Config) -> Result<KekRecord, CliError> {
     Ok(record)
 }
 
+/// How often the KEK is proved, unless the device forgets an idle session sooner.
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+
 fn worker_spec(config: &Config, record: &KekRecord) -> WorkerSpec {
-    let codes = config
-        .token
-        .profile
+    let profile = &config.token.profile;
+    let codes = profile
         .codes
         .iter()
         .map(|entry| link::CodeOverride {
@@ -179,15 +190,23 @@ fn worker_spec(config: &Config, record: &KekRecord) -> WorkerSpec {
         .collect();
     let start = link::Start {
         module: config.token.module.display().to_string(),
-        manufacturers: config.token.profile.module.manufacturers.clone(),
+        manufacturers: profile.module.manufacturers.clone(),
         token_label: config.token.label.clone(),
         token_serial: record.token.serial.clone(),
-        pin: Some(crate::token::wire_pin(&config.token.pin)),
+        pin: config.token.pin.as_ref().map(crate::token::wire_pin),
+        user: profile.login.user as u32,
+        pin_form: profile.login.pin as u32,
+        init_reserved: config.token.init_reserved.clone().unwrap_or_default(),
         keks: vec![keyring::wire_kek(record)],
         codes,
         sealing: Some(keyring::wire_sealing(&config.token.sealing)),
     };
-    WorkerSpec { start, sessions: config.limits.sessions, environment: config.token.environment.clone() }
+    WorkerSpec {
+        start,
+        sessions: config.limits.sessions,
+        environment: config.token.environment.clone(),
+        probe_interval: profile.recover.probe.map_or(PROBE_INTERVAL, |idle| idle.min(PROBE_INTERVAL)),
+    }
 }
 
 fn system_error(error: impl std::fmt::Display) -> CliError {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::token::FileToken;
 use super::{Config, Kek, Limits, Log, Socket};
@@ -54,8 +54,8 @@ struct FileKek {
 struct FileLimits {
     #[serde(deserialize_with = "strict::number::<1, 4096, _>")]
     queue: u64,
-    #[serde(deserialize_with = "strict::number::<1, 64, _>")]
-    sessions: u64,
+    #[serde(deserialize_with = "sessions")]
+    sessions: Option<u64>,
     #[serde(deserialize_with = "strict::number::<100, 2900, _>")]
     deadline_ms: u64,
 }
@@ -75,7 +75,7 @@ impl Default for FileSocket {
 
 impl Default for FileLimits {
     fn default() -> Self {
-        Self { queue: 256, sessions: 2, deadline_ms: 2500 }
+        Self { queue: 256, sessions: None, deadline_ms: 2500 }
     }
 }
 
@@ -93,6 +93,7 @@ impl File {
         let FileKek { record, allow_rehearsal } = kek;
         let FileLimits { queue, sessions, deadline_ms } = limits;
         let FileLog { format, level } = log;
+        let sessions = sessions.unwrap_or(if profile.sessions.serial { 1 } else { DEFAULT_SESSIONS });
         // One session more: the login is kept on a session of its own.
         if let Some(max) = profile.sessions.max.filter(|max| sessions + 1 > *max) {
             return Err(Fault::Rule {
@@ -117,6 +118,13 @@ impl File {
             log: Log { format, level },
         })
     }
+}
+
+/// Sessions of a module that works in parallel (docs/performance.md).
+const DEFAULT_SESSIONS: u64 = 2;
+
+fn sessions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    strict::number::<1, 64, D>(deserializer).map(Some)
 }
 
 /// A number whose range is far below any `usize`.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer};
 
 use crate::pin::PinSource;
-use crate::profile::{Profile, ProfileError};
+use crate::profile::{Profile, ProfileError, UserKind};
 use crate::seal::Sealing;
 use crate::strict::{self, AbsolutePath, EnvironmentName, Fault};
 
@@ -22,10 +22,12 @@ pub struct Token {
     pub module: PathBuf,
     /// The token's label, 1 to 32 bytes.
     pub label: String,
-    /// Where the PIN is.
-    pub pin: PinSource,
+    /// Where the PIN is. `None` where nobody logs in.
+    pub pin: Option<PinSource>,
     /// Variables that the module needs.
     pub environment: BTreeMap<String, String>,
+    /// The text that the module takes at `C_Initialize` (`pReserved`).
+    pub init_reserved: Option<String>,
 }
 
 /// The raw form of [`Token`].
@@ -37,9 +39,10 @@ pub struct FileToken {
     module: Option<AbsolutePath>,
     #[serde(deserialize_with = "strict::from_text")]
     label: TokenLabel,
-    pin: FilePin,
+    pin: Option<FilePin>,
     #[serde(default)]
-    environment: BTreeMap<EnvironmentName, EnvironmentValue>,
+    environment: BTreeMap<EnvironmentName, PlainText>,
+    init_reserved: Option<PlainText>,
 }
 
 /// Where the profile of a token comes from.
@@ -68,15 +71,15 @@ impl FileToken {
 
     /// The checked section, given the profile that it names. Without a module path, the first of the profile's that exists.
     pub fn check(self, profile: Profile) -> Result<Token, Fault> {
-        let Self { profile: _, module, label, pin, environment } = self;
+        let Self { profile: _, module, label, pin, environment, init_reserved } = self;
         let sealing = profile.usable().map_err(|unusable| Fault::Rule {
             field: "token.profile",
             problem: unusable.to_string(),
             hint: unusable.hint().to_owned(),
         })?;
-        let pin = pin.check()?;
+        let pin = check_pin(pin, &profile)?;
         let environment: BTreeMap<_, _> = environment.into_iter().map(|(name, value)| (name.0, value.0)).collect();
-        if let PinSource::Environment(name) = &pin
+        if let Some(PinSource::Environment(name)) = &pin
             && environment.contains_key(name)
         {
             return Err(Fault::Rule {
@@ -85,7 +88,9 @@ impl FileToken {
                 hint: format!("remove {name} here and set it where hsm-kms is started, or use `pin: {{ file: ... }}`"),
             });
         }
-        check_files(&profile, &environment)?;
+        if init_reserved.is_none() {
+            check_files(&profile, &environment)?;
+        }
         Ok(Token {
             sealing,
             module: module.map_or_else(|| installed_module(&profile), |path| Ok(path.0))?,
@@ -93,7 +98,24 @@ impl FileToken {
             label: label.0,
             pin,
             environment,
+            init_reserved: init_reserved.map(|text| text.0),
         })
+    }
+}
+
+/// A source where somebody logs in, and none where nobody does.
+fn check_pin(pin: Option<FilePin>, profile: &Profile) -> Result<Option<PinSource>, Fault> {
+    let fault = |problem: String, hint: &str| Fault::Rule { field: "token.pin", problem, hint: hint.to_owned() };
+    let name = profile.full_name();
+    match (pin, profile.login.user) {
+        (None, UserKind::None) => Ok(None),
+        (Some(_), UserKind::None) => {
+            Err(fault(format!("nobody logs in with profile {name}"), "remove it: the module has other means"))
+        }
+        (Some(pin), _) => pin.check().map(Some),
+        (None, _) => {
+            Err(fault("it is missing".to_owned(), "say where the PIN is, such as `pin: { file: /etc/hsm-kms/pin }`"))
+        }
     }
 }
 
@@ -208,9 +230,9 @@ impl<'de> Deserialize<'de> for CredentialName {
     }
 }
 
-struct EnvironmentValue(String);
+struct PlainText(String);
 
-impl FromStr for EnvironmentValue {
+impl FromStr for PlainText {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -219,7 +241,7 @@ impl FromStr for EnvironmentValue {
     }
 }
 
-impl<'de> Deserialize<'de> for EnvironmentValue {
+impl<'de> Deserialize<'de> for PlainText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         strict::from_text(deserializer)
     }

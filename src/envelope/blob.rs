@@ -58,10 +58,7 @@ impl<'a> Blob<'a> {
             return Err(BlobError::Version { version });
         }
         let form = SealForm {
-            // The code of the fourth seal is reserved: no release has sealed so yet.
-            seal: Seal::from_code(seal)
-                .filter(|seal| *seal != Seal::AesCbcHmac)
-                .ok_or(BlobError::Seal { code: seal })?,
+            seal: Seal::from_code(seal).ok_or(BlobError::Seal { code: seal })?,
             iv_layout: IvLayout::from_code(iv_layout).ok_or(BlobError::IvLayout { code: iv_layout })?,
             iv_length,
         };
@@ -213,8 +210,9 @@ mod tests {
             (changed(4, 0), BlobError::Version { version: 0 }),
             (changed(4, 2), BlobError::Version { version: 2 }),
             (changed(5, 0), BlobError::Seal { code: 0 }),
-            (changed(5, 4), BlobError::Seal { code: 4 }),
-            // Key wrap takes no IV, and GCM never has it inside.
+            (changed(5, 5), BlobError::Seal { code: 5 }),
+            // CBC takes 16 bytes, key wrap takes no IV, and GCM never has it inside.
+            (changed(5, 4), BlobError::IvLength { found: 12 }),
             (changed(5, 2), BlobError::IvLength { found: 12 }),
             (changed(6, 5), BlobError::IvLength { found: 12 }),
             (changed(6, 0), BlobError::IvLayout { code: 0 }),
@@ -263,8 +261,8 @@ mod tests {
 
     #[test]
     fn there_are_as_many_forms_as_documented() {
-        // GCM: four layouts with 12 or 16 bytes; key wrap; CCM.
-        assert_eq!(forms().len(), 4 * 2 + 1 + 1);
+        // GCM: four layouts with 12 or 16 bytes; key wrap; CCM; CBC.
+        assert_eq!(forms().len(), 4 * 2 + 1 + 1 + 1);
     }
 
     proptest! {

@@ -2,11 +2,14 @@
 
 use aes_gcm::aead::{Aead, Payload};
 use aes_gcm::{Aes256Gcm, KeyInit, Nonce};
+use cbc::cipher::block_padding::Pkcs7;
+use cbc::cipher::{BlockDecryptMut, KeyIvInit};
+use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
 
 use super::{Annotations, Blob, Context, annotations};
 use crate::key_id::KeyId;
-use crate::seal::SealForm;
+use crate::seal::{Seal, SealForm};
 
 const DOCUMENT: &str = include_str!("../../docs/formats.md");
 
@@ -52,6 +55,42 @@ fn proofs_are_sealed_as_written() {
     }
 }
 
+#[test]
+fn seeds_with_a_mac_open_as_written() {
+    for vector in vectors("seed_cbc", 2) {
+        let (bytes, context) = blob_of(&vector, Seal::AesCbcHmac);
+        let blob = Blob::parse(&bytes).unwrap();
+        assert_eq!(blob.iv(), vector.bytes("iv"));
+        let (encrypted, mac) = blob.ciphertext().split_last_chunk::<32>().unwrap();
+        let mut expected: Hmac<Sha256> = hmac::KeyInit::new_from_slice(&hex(blocks("mac_key")[0].trim())).unwrap();
+        expected.update(&[&context, blob.iv(), encrypted].concat());
+        assert_eq!(expected.finalize().into_bytes().as_slice(), mac);
+        let cipher = cbc::Decryptor::<aes::Aes256>::new_from_slices(&kek_bytes(), blob.iv()).unwrap();
+        assert_eq!(cipher.decrypt_padded_vec_mut::<Pkcs7>(encrypted).unwrap(), vector.plaintext());
+    }
+}
+
+#[test]
+fn wrapped_seeds_open_as_written() {
+    for vector in vectors("seed_kwp", 2) {
+        let (bytes, context) = blob_of(&vector, Seal::AesKwp);
+        let kek = aes_kw::KekAes256::try_from(kek_bytes().as_slice()).unwrap();
+        let bound = kek.unwrap_with_padding_vec(Blob::parse(&bytes).unwrap().ciphertext()).unwrap();
+        assert_eq!(bound, [context, vector.plaintext()].concat());
+    }
+}
+
+/// The blob of a vector and its context, made from what stands there.
+fn blob_of(vector: &Vector, seal: Seal) -> (Vec<u8>, Vec<u8>) {
+    let bytes = vector.bytes("blob");
+    let form = Blob::parse(&bytes).unwrap().form();
+    assert_eq!(form.seal, seal);
+    let key_id = KeyId::parse(vector.text("key_id")).unwrap();
+    let context = Context::seed(form, vector.text("cluster"), &key_id, &vector.annotations());
+    assert_eq!(context.as_bytes().to_vec(), vector.bytes("context"));
+    (bytes, context.as_bytes().to_vec())
+}
+
 /// Seals, opens again, and refuses every single-bit change of the blob and of the context.
 fn check_seal(vector: &Vector, context_of: impl Fn(SealForm) -> Context, plaintext: &[u8]) -> Vec<u8> {
     let context = context_of(SealForm::AES_GCM_SENT);
@@ -83,7 +122,11 @@ fn open(blob: &[u8], context: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn kek() -> Aes256Gcm {
-    Aes256Gcm::new_from_slice(&hex(blocks("kek")[0].trim())).unwrap()
+    Aes256Gcm::new_from_slice(&kek_bytes()).unwrap()
+}
+
+fn kek_bytes() -> Vec<u8> {
+    hex(blocks("kek")[0].trim())
 }
 
 /// The fields of one fenced block, in order.

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use crate::envelope::{Annotations, Blob, BlobError, Context};
 use crate::key_id::KeyId;
-use crate::record::KekRecord;
+use crate::record::{KekRecord, TokenKey};
 use crate::seal::{SealForm, Sealing};
 use crate::secret::Plaintext;
 use crate::token::{RequestError, Token};
@@ -118,12 +118,16 @@ pub fn first_key_id(record: &KekRecord) -> KeyId {
 
 /// How a worker seals.
 pub fn wire_sealing(sealing: &Sealing) -> link::Sealing {
-    link::Sealing { form: Some(wire_form(sealing.form)), mechanism: sealing.mechanism, send: sealing.send as u32 }
+    link::Sealing {
+        form: Some(wire_form(sealing.form)),
+        mechanism: sealing.mechanism,
+        send: sealing.send as u32,
+        call: sealing.call as u32,
+    }
 }
 
 /// What a worker must know of the KEK of `record`.
 pub fn wire_kek(record: &KekRecord) -> link::Kek {
-    let attributes = record.kek.attributes.iter().map(|(name, value)| wire_attribute(*name, value)).collect();
     let proofs = record
         .proofs
         .iter()
@@ -133,7 +137,12 @@ pub fn wire_kek(record: &KekRecord) -> link::Kek {
             link::Proof { open: Some(wire_open(&blob, &context)), digest: proof.challenge_sha256.0.to_vec() }
         })
         .collect();
-    link::Kek { cka_id: record.kek.id.as_bytes().to_vec(), label: record.kek.label.clone(), attributes, proofs }
+    link::Kek { key: Some(wire_key(&record.kek)), proofs, mac: record.mac_key.as_ref().map(wire_key) }
+}
+
+fn wire_key(key: &TokenKey) -> link::TokenKey {
+    let attributes = key.attributes.iter().map(|(name, value)| wire_attribute(*name, value)).collect();
+    link::TokenKey { cka_id: key.id.as_bytes().to_vec(), label: key.label.clone(), attributes }
 }
 
 fn wire_open(blob: &Blob<'_>, context: &Context) -> link::Open {

@@ -35,7 +35,9 @@ fn default_class(code: u64) -> Class {
         | sys::CKR_DATA_LEN_RANGE
         | sys::CKR_AEAD_DECRYPT_FAILED
         | sys::CKR_SIGNATURE_INVALID
-        | sys::CKR_SIGNATURE_LEN_RANGE => Class::Data,
+        | sys::CKR_SIGNATURE_LEN_RANGE
+        | sys::CKR_WRAPPED_KEY_INVALID
+        | sys::CKR_WRAPPED_KEY_LEN_RANGE => Class::Data,
 
         sys::CKR_USER_NOT_LOGGED_IN | sys::CKR_KEY_HANDLE_INVALID | sys::CKR_OBJECT_HANDLE_INVALID => Class::Login,
 

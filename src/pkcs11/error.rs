@@ -11,7 +11,7 @@ use super::codes;
 use super::raw::CallFailed;
 use crate::attributes::Deviation;
 use crate::class::Class;
-use crate::profile::CodeOverride;
+use crate::profile::{self, CodeOverride};
 use crate::seal::SealForm;
 
 /// A failure of the PKCS#11 layer. Texts hold names, labels and return codes, never a PIN, plaintext or key handle.
@@ -79,6 +79,16 @@ pub enum Error {
         expected: Vec<String>,
         /// `manufacturerID` of `C_GetInfo`.
         found: String,
+    },
+    /// The token lacks a mechanism that the profile seals with.
+    #[error("token {label:?} does not have {}, which the profile needs", mechanisms(missing))]
+    MechanismAbsent {
+        /// Token label.
+        label: String,
+        /// `CK_MECHANISM_TYPE`s.
+        missing: Vec<u64>,
+        /// Profiles of the same manufacturer, or else seals, that would fit.
+        fitting: Vec<String>,
     },
     /// The PIN source could not be used. Nothing was sent to the token.
     #[error("{0}")]
@@ -162,7 +172,8 @@ impl Error {
             Self::Call { class, .. } => *class,
             Self::Unreadable(_) => Class::Session,
             // A lost SoftHSM2 token answers searches with "nothing found", so absence alone proves no destruction.
-            Self::KekAbsent { .. } | Self::TokenAbsent { .. } => Class::Gone,
+            // And a token that is not ready yet may list too few mechanisms.
+            Self::KekAbsent { .. } | Self::MechanismAbsent { .. } | Self::TokenAbsent { .. } => Class::Gone,
             Self::KekForeign { .. }
             | Self::KekTwice { .. }
             | Self::KekWeak { .. }
@@ -194,6 +205,7 @@ impl Error {
             Self::KekWeak { .. } => "the KEK's attributes are not those of the record",
             Self::Load { .. } => "the PKCS#11 module cannot be loaded",
             Self::Manufacturer { .. } => "the PKCS#11 module is not the one the profile is for",
+            Self::MechanismAbsent { .. } => "the token lacks the mechanism that the profile seals with",
             Self::Pin(_) => "the PIN source cannot be used",
             Self::PinAtRisk { .. } => "the token's PIN is locked or on its last try; no login was tried",
             Self::Sealing { .. } => "the PKCS#11 module does not seal as its profile says",
@@ -222,6 +234,13 @@ impl Error {
                 "check token.module in the configuration: the vendor's PKCS#11 library, for this CPU".to_owned()
             }
             Self::Manufacturer { .. } => "set token.profile or token.module so that both name one vendor".to_owned(),
+            Self::MechanismAbsent { fitting, .. } => match fitting.as_slice() {
+                [] => {
+                    "no seal of this release fits: use another token, or look whether the HSM's policy hides mechanisms"
+                        .to_owned()
+                }
+                fitting => format!("set token.profile to what this token can do: {}", fitting.join(", ")),
+            },
             Self::Pin(error) => error.hint().to_owned(),
             Self::PinAtRisk { .. } => {
                 "have the security officer reset the user PIN, put the right one into the PIN source, then send SIGHUP"
@@ -298,4 +317,8 @@ fn number(error: RvError) -> u64 {
         RvError::VendorDefined(code) | RvError::UnknownErrorCode(code) => code,
         named => (1..0x400).find(|code| Rv::from(*code) == Rv::Error(named)).unwrap_or(sys::CKR_GENERAL_ERROR),
     }
+}
+
+fn mechanisms(list: &[u64]) -> String {
+    list.iter().map(|number| profile::mechanism_name(*number)).collect::<Vec<_>>().join(" and ")
 }

@@ -3,13 +3,10 @@
 
 use zeroize::Zeroizing;
 
-use super::raw::{Mechanism, Parameter};
+use super::raw::{Mechanism, Message, Parameter, TAG_BYTES};
 use super::seal::{Sealed, random};
 use super::{Error, Key, Session};
-use crate::seal::{IvLayout, IvSend, Sealing};
-
-/// Bytes of the tag behind the ciphertext.
-const TAG_BYTES: usize = 16;
+use crate::seal::{IvLayout, IvSend, SealCall, Sealing};
 
 pub(super) fn seal(
     session: &Session,
@@ -39,7 +36,13 @@ pub(super) fn seal(
             Ok(Sealed { iv, ciphertext })
         }
         IvLayout::Param => {
-            let ciphertext = session.encrypt(key, mechanism, plaintext, with_tag)?;
+            let ciphertext = match sealing.call {
+                SealCall::Message => {
+                    let message = Message { mechanism: sealing.mechanism, iv: &mut iv, aad: context };
+                    session.encrypt_message(key, message, plaintext)?
+                }
+                SealCall::Encrypt | SealCall::Wrap => session.encrypt(key, mechanism, plaintext, with_tag)?,
+            };
             if iv == sent {
                 return Err(unexpected("it wrote no IV of its own; the profile says that it does"));
             }
@@ -63,13 +66,17 @@ pub(super) fn seal(
 pub(super) fn open(
     session: &Session,
     key: Key,
-    mechanism: u64,
+    sealing: &Sealing,
     iv: &[u8],
     context: &[u8],
     ciphertext: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, Error> {
     let mut iv = iv.to_vec();
-    let mechanism = Mechanism { code: mechanism, parameter: Parameter::Gcm { iv: &mut iv, aad: context } };
+    if sealing.call == SealCall::Message {
+        let message = Message { mechanism: sealing.mechanism, iv: &mut iv, aad: context };
+        return session.decrypt_message(key, message, ciphertext);
+    }
+    let mechanism = Mechanism { code: sealing.mechanism, parameter: Parameter::Gcm { iv: &mut iv, aad: context } };
     let expected = ciphertext.len().saturating_sub(TAG_BYTES);
     session.decrypt(key, mechanism, ciphertext, expected..=expected)
 }

@@ -5,7 +5,8 @@ use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHan
 use cryptoki_sys as sys;
 
 use super::{Error, Session};
-use crate::attributes::{AttributeName, AttributeValue, Attributes};
+use crate::attributes::{AttributeName, AttributeValue, Attributes, KeyUse};
+use crate::profile::AttributeSetting;
 
 /// A key handle. Dies with the login: after any new login the key is found again.
 #[derive(Clone, Copy, Debug)]
@@ -13,9 +14,20 @@ pub struct Key {
     pub(super) handle: ObjectHandle,
 }
 
-/// What a KEK is made of: every attribute explicit, since modules default WRAP, SIGN and MODIFIABLE to true.
+/// The handles of a KEK: the key that encrypts, and the MAC key beside it where the seal needs one.
+#[derive(Clone, Copy, Debug)]
+pub struct KekKeys {
+    /// The KEK itself.
+    pub key: Key,
+    /// `None`: the seal authenticates by itself.
+    pub mac: Option<Key>,
+}
+
+/// What a key is made of: every attribute explicit, since modules default WRAP, SIGN and MODIFIABLE to true.
 #[derive(Clone, Debug)]
 pub struct KeyTemplate {
+    /// What the key is for.
+    pub purpose: KeyUse,
     /// `CKA_ID`.
     pub id: Vec<u8>,
     /// `CKA_LABEL`.
@@ -26,6 +38,8 @@ pub struct KeyTemplate {
     pub generate: u64,
     /// The one mechanism that the key may be used with.
     pub mechanism: u64,
+    /// Attributes that the module wants beside the usual ones, or in their place, by `CK_ATTRIBUTE_TYPE`.
+    pub add: Vec<(u64, AttributeSetting)>,
     /// Attributes that the module refuses, by `CK_ATTRIBUTE_TYPE`.
     pub omit: Vec<u64>,
 }
@@ -46,6 +60,27 @@ impl Session {
         Ok(self.find(&[Attribute::Label(label.as_bytes().to_vec())])?.len())
     }
 
+    /// The one secret key with this label, whatever its id.
+    pub fn key_with_label(&self, label: &str) -> Result<Key, Error> {
+        let template = [Attribute::Class(ObjectClass::SECRET_KEY), Attribute::Label(label.as_bytes().to_vec())];
+        let id = || "(any)".to_owned();
+        match self.find(&template)?.as_slice() {
+            [] => Err(Error::KekAbsent { label: label.to_owned(), id: id() }),
+            [key] => Ok(*key),
+            keys => Err(Error::KekTwice { label: label.to_owned(), id: id(), count: keys.len() }),
+        }
+    }
+
+    /// `CKA_ID` of the key, empty where it has none.
+    pub fn key_id(&self, key: Key) -> Result<Vec<u8>, Error> {
+        let values =
+            self.session.get_attributes(key.handle, &[AttributeType::Id]).map_err(|error| self.module.error(error))?;
+        Ok(values
+            .into_iter()
+            .find_map(|value| if let Attribute::Id(id) = value { Some(id) } else { None })
+            .unwrap_or_default())
+    }
+
     /// The one key with this label and id.
     pub fn key(&self, label: &str, id: &[u8]) -> Result<Key, Error> {
         let keys = self.keys(label, id)?;
@@ -62,7 +97,7 @@ impl Session {
         AttributeName::ALL.into_iter().map(|name| Ok((name, self.attribute(key, name)?))).collect()
     }
 
-    /// Makes a 256-bit key on the token (PKCS#11 3.1, section 6.13.2 for `CKM_AES_KEY_GEN`).
+    /// Makes a 256-bit key on the token (PKCS#11 3.1, sections 6.13.1 and 6.8.2).
     pub fn generate(&self, template: &KeyTemplate) -> Result<Key, Error> {
         let mechanism = match template.generate {
             sys::CKM_GENERIC_SECRET_KEY_GEN => Mechanism::GenericSecretKeyGen,
@@ -162,11 +197,11 @@ impl KeyTemplate {
             Attribute::Private(true),
             Attribute::Sensitive(true),
             Attribute::Extractable(false),
-            Attribute::Encrypt(true),
-            Attribute::Decrypt(true),
-            Attribute::Wrap(false),
-            Attribute::Unwrap(false),
-            Attribute::Sign(false),
+            Attribute::Encrypt(self.may(AttributeName::Encrypt)),
+            Attribute::Decrypt(self.may(AttributeName::Decrypt)),
+            Attribute::Wrap(self.may(AttributeName::Wrap)),
+            Attribute::Unwrap(self.may(AttributeName::Unwrap)),
+            Attribute::Sign(self.may(AttributeName::Sign)),
             Attribute::Verify(false),
             Attribute::Derive(false),
             Attribute::ValueLen(32.into()),
@@ -174,17 +209,48 @@ impl KeyTemplate {
             Attribute::Label(self.label.as_bytes().to_vec()),
             Attribute::Copyable(false),
         ];
-        if self.kind != sys::CKK_AES {
-            template.push(Attribute::KeyType(KeyType::new_vendor_defined(self.kind)?));
+        match self.kind {
+            sys::CKK_AES => {}
+            sys::CKK_GENERIC_SECRET => template.push(Attribute::KeyType(KeyType::GENERIC_SECRET)),
+            vendor => template.push(Attribute::KeyType(KeyType::new_vendor_defined(vendor)?)),
         }
         // cryptoki has no name for key wrap with padding, and takes no other numbers below the vendors'.
-        if self.mechanism == sys::CKM_AES_GCM {
-            template.push(Attribute::AllowedMechanisms(vec![MechanismType::AES_GCM]));
+        let named = [MechanismType::AES_GCM, MechanismType::AES_CBC, MechanismType::SHA256_HMAC];
+        if let Some(mechanism) = named.into_iter().find(|named| sys::CK_MECHANISM_TYPE::from(*named) == self.mechanism)
+        {
+            template.push(Attribute::AllowedMechanisms(vec![mechanism]));
         }
-        // Last: SoftHSM2 applies a template in order, and refuses what follows this.
         template.push(Attribute::Modifiable(false));
-        template.retain(|attribute| !self.omit.contains(&attribute.attribute_type().into()));
+        let added = |number: u64| self.add.iter().any(|(other, _)| *other == number);
+        template.retain(|attribute| {
+            let number = attribute.attribute_type().into();
+            !self.omit.contains(&number) && !added(number)
+        });
+        let modifiable = template.pop_if(|attribute| matches!(attribute, Attribute::Modifiable(_)));
+        template.extend(self.add.iter().map(|(number, setting)| {
+            let bytes = match setting {
+                AttributeSetting::Flag(flag) => vec![u8::from(*flag)],
+                AttributeSetting::Number(number) => sys::CK_ULONG::to_ne_bytes(*number).to_vec(),
+            };
+            // The type by its bare number: cryptoki passes it on as it is.
+            Attribute::VendorDefined((AttributeType::VendorDefined(*number), bytes))
+        }));
+        // Last: SoftHSM2 applies a template in order, and refuses what follows this.
+        template.extend(modifiable);
         Ok(template)
+    }
+
+    /// What the profile adds in place of the usual value, if it says anything about this attribute.
+    pub fn added(&self, name: AttributeName) -> Option<AttributeValue> {
+        let number = sys::CK_ATTRIBUTE_TYPE::from(attribute_type(name));
+        self.add.iter().find(|(other, _)| *other == number).map(|(_, setting)| match setting {
+            AttributeSetting::Flag(flag) => AttributeValue::Bool(*flag),
+            AttributeSetting::Number(number) => AttributeValue::Number(*number),
+        })
+    }
+
+    fn may(&self, right: AttributeName) -> bool {
+        self.purpose.rights().contains(&right)
     }
 }
 

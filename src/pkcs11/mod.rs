@@ -2,6 +2,7 @@
 //!
 //! Plain blocking code. A call may hang without limit; whoever must not wait for it runs this in another process.
 
+mod cbc_hmac;
 pub mod codes;
 mod error;
 mod gcm;
@@ -9,20 +10,23 @@ mod key;
 mod opaque;
 mod raw;
 mod seal;
+mod wrapped;
 
+use std::ffi::CString;
 use std::path::Path;
 use std::sync::Arc;
 
-use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
-use cryptoki::session::UserType;
+use cryptoki::context::Pkcs11;
 use cryptoki::slot::Slot;
 use cryptoki_sys as sys;
+use secrecy::ExposeSecret;
 
 pub use self::error::Error;
-pub use self::key::{Key, KeyTemplate};
+pub use self::key::{KekKeys, Key, KeyTemplate};
 use self::raw::Functions;
 pub use self::seal::Sealed;
-use crate::profile::CodeOverride;
+use crate::profile::{CodeOverride, UserKind};
+use crate::seal::Sealing;
 use crate::secret::Pin;
 
 /// A loaded and initialised module. There is one per process; it is never finalised while calls may be in flight.
@@ -83,17 +87,24 @@ impl Module {
     /// Loads and initialises the module, and checks that it is the vendor's that the profile is for.
     ///
     /// One of `manufacturers` must be what `C_GetInfo` says (none: not checked), since another library of the same name, or a proxy's
-    /// interface, would otherwise be driven with the wrong profile.
-    pub fn load(path: &Path, manufacturers: &[String], codes: Vec<CodeOverride>) -> Result<Self, Error> {
+    /// interface, would otherwise be driven with the wrong profile. `reserved`: the text that some modules take at
+    /// `C_Initialize`.
+    pub fn load(
+        path: &Path,
+        reserved: Option<&str>,
+        manufacturers: &[String],
+        codes: Vec<CodeOverride>,
+    ) -> Result<Self, Error> {
         let load = |reason: String| Error::Load { path: path.to_owned(), reason };
+        let reserved = reserved.map(CString::new).transpose().map_err(|error| load(error.to_string()))?;
         let functions = Functions::load(path).map_err(load)?;
         let cryptoki = Pkcs11::new(path).map_err(|error| load(error.to_string()))?;
-        cryptoki
-            .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
+        raw::with_arguments(reserved.as_ref(), |arguments| cryptoki.initialize(arguments))
             .map_err(|error| Error::from_cryptoki(error, &codes))?;
         let module = Self { inner: Arc::new(Inner { cryptoki, functions, codes }) };
         let found = module.info()?.manufacturer;
-        if !manufacturers.is_empty() && !manufacturers.contains(&found) {
+        let is_expected = manufacturers.contains(&found);
+        if !(is_expected || manufacturers.is_empty() && found != P11_KIT) {
             return Err(Error::Manufacturer { expected: manufacturers.to_vec(), found });
         }
         Ok(module)
@@ -174,10 +185,46 @@ impl Token {
         Ok(Session { module: self.module.clone(), session })
     }
 
+    /// Whether the token has what it takes to seal so. Looked at before the login, which could cost an attempt.
+    ///
+    /// Only for message encryption do the flags count, since there a module may have functions that do nothing; elsewhere the
+    /// mechanism's presence is enough: not every module is careful with its flags.
+    pub fn require(&self, sealing: &Sealing) -> Result<(), Error> {
+        let mut missing = Vec::new();
+        for (mechanism, flags) in sealing.mechanisms() {
+            if !self.has_mechanism(mechanism, flags & (sys::CKF_MESSAGE_ENCRYPT | sys::CKF_MESSAGE_DECRYPT))? {
+                missing.push(mechanism);
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let manufacturer = self.module.info()?.manufacturer;
+        let has = |mechanism, flags| self.has_mechanism(mechanism, flags).unwrap_or(false);
+        let fitting = crate::profile::fitting(&manufacturer, has);
+        Err(Error::MechanismAbsent { label: self.info.label.clone(), missing, fitting })
+    }
+
+    /// Whether the token has the mechanism with all of these `CKF_...` flags. Asks for the one mechanism, not for the list:
+    /// cryptoki drops from the list what it has no name for.
+    pub fn has_mechanism(&self, mechanism: u64, flags: u64) -> Result<bool, Error> {
+        match self.module.inner.functions.mechanism_flags(self.slot.id(), mechanism) {
+            Ok(found) => Ok(found & flags == flags),
+            Err(failed) if failed.code == sys::CKR_MECHANISM_INVALID => Ok(false),
+            Err(failed) => Err(self.module.call_error(failed)),
+        }
+    }
+
     /// Opens a session and logs the user in, once. The login holds for all sessions while this one stays open.
     ///
-    /// Reads the token's PIN flags first, and tries nothing on a locked PIN or on the last attempt.
-    pub fn login(&self, pin: &Pin) -> Result<Session, Error> {
+    /// Reads the token's PIN flags first, and tries nothing on a locked PIN or on the last attempt. `None`: nobody logs in.
+    pub fn login(&self, user: UserKind, pin: Option<&Pin>) -> Result<Session, Error> {
+        let user = match user {
+            UserKind::User => sys::CKU_USER,
+            UserKind::CryptoUser => CKU_CRYPTO_USER,
+            UserKind::None => return self.open_session(),
+        };
+        let pin = pin.ok_or_else(|| Error::Unreadable("there is no PIN to log in with".to_owned()))?;
         let flags = self
             .module
             .inner
@@ -193,13 +240,21 @@ impl Token {
             }
         }
         let session = self.open_session()?;
-        match session.session.login(UserType::User, Some(pin)).map_err(|error| self.module.error(error)) {
+        let functions = &self.module.inner.functions;
+        let login = functions.login(session.session.handle(), user, pin.expose_secret().as_bytes());
+        match login.map_err(|failed| self.module.call_error(failed)) {
             // Success, though it proves nothing about the PIN.
             Err(Error::Call { code: sys::CKR_USER_ALREADY_LOGGED_IN, .. }) | Ok(()) => Ok(session),
             Err(error) => Err(error.at_login()),
         }
     }
 }
+
+/// `manufacturerID` of p11-kit's own interface: whoever gets it talks to a proxy, not to the module that was named.
+const P11_KIT: &str = "PKCS#11 Kit";
+
+/// Luna's limited user, who uses keys and cannot change them.
+const CKU_CRYPTO_USER: u64 = 0x8000_0001;
 
 impl Error {
     /// Whatever a login answers, it is not tried again: on some tokens malformed PINs count, too.

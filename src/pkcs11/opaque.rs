@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 use super::raw::{Mechanism, Parameter};
 use super::seal::Sealed;
 use super::{Error, Key, Session};
-use crate::seal::{Seal, Sealing};
+use crate::seal::{Seal, SealCall, Sealing};
 
 /// Bytes that Yubico's driver adds: algorithm 1, nonce 13, tag 16.
 const CCM_OVERHEAD: usize = 30;
@@ -27,8 +27,10 @@ pub(super) fn seal(
         Seal::YubicoCcm => bound.len().saturating_add(CCM_OVERHEAD),
         _ => bound.len().next_multiple_of(SEMIBLOCK).saturating_add(SEMIBLOCK),
     };
-    let mechanism = Mechanism { code: sealing.mechanism, parameter: Parameter::None };
-    let ciphertext = session.encrypt(key, mechanism, &bound, expected)?;
+    let ciphertext = match sealing.call {
+        SealCall::Wrap => session.wrap_bytes(key, sealing.mechanism, &bound, expected)?,
+        SealCall::Encrypt | SealCall::Message => session.encrypt(key, mechanism(sealing), &bound, expected)?,
+    };
     Ok(Sealed { iv: Vec::new(), ciphertext })
 }
 
@@ -46,10 +48,16 @@ pub(super) fn open(
         let padded = ciphertext.len().saturating_sub(SEMIBLOCK);
         padded.saturating_sub(SEMIBLOCK - 1)..=padded
     };
-    let mechanism = Mechanism { code: sealing.mechanism, parameter: Parameter::None };
-    let bound = session.decrypt(key, mechanism, ciphertext, expected)?;
+    let bound = match sealing.call {
+        SealCall::Wrap => session.unwrap_bytes(key, sealing.mechanism, ciphertext, &expected)?,
+        SealCall::Encrypt | SealCall::Message => session.decrypt(key, mechanism(sealing), ciphertext, expected)?,
+    };
     match bound.split_at_checked(context.len()) {
         Some((found, plaintext)) if bool::from(found.ct_eq(context)) => Ok(Zeroizing::new(plaintext.to_vec())),
         _ => Err(session.data_error("C_Decrypt")),
     }
+}
+
+fn mechanism(sealing: &Sealing) -> Mechanism<'static> {
+    Mechanism { code: sealing.mechanism, parameter: Parameter::None }
 }

@@ -3,18 +3,26 @@
 //! JUSTIFICATION. cryptoki always asks for the output size before it encrypts or decrypts, and sizes its buffer by the
 //! answer. Modules lie there (NSS is 16 bytes short, opencryptoki 3.23 answers 2^64 - 8 for a short ciphertext), and the
 //! query is a third call per operation. cryptoki also fails whole on token information that some modules fill oddly.
-//! So `C_EncryptInit`, `C_Encrypt`, `C_DecryptInit`, `C_Decrypt`, `C_GetInfo`, `C_GetTokenInfo` and `C_GetSessionInfo` are
-//! called here, through one function list, with buffers that we size.
+//! So the calls that seal and open, and those that say what a module, token or mechanism is, are made here, through one
+//! function list, with buffers that we size. cryptoki also has no user type of a vendor's, and no key wrap with padding.
 
 #![allow(unsafe_code)]
 
+mod message;
+mod wrap;
+
+pub(crate) use self::message::{Message, TAG_BYTES};
+
+use std::ffi::CString;
 use std::ops::RangeInclusive;
 use std::path::Path;
-use std::ptr;
+use std::ptr::{self, NonNull};
 
+use cryptoki::context::{CInitializeArgs, CInitializeFlags};
 use cryptoki_sys::{
-    CK_BYTE, CK_FUNCTION_LIST, CK_GCM_PARAMS, CK_INFO, CK_MECHANISM, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE,
-    CK_SESSION_INFO, CK_TOKEN_INFO, CK_ULONG, CK_VOID_PTR, CKR_FUNCTION_NOT_SUPPORTED, CKR_OK,
+    CK_BYTE, CK_FUNCTION_LIST, CK_FUNCTION_LIST_3_0, CK_GCM_PARAMS, CK_INFO, CK_MECHANISM, CK_MECHANISM_INFO,
+    CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SESSION_INFO, CK_TOKEN_INFO, CK_ULONG, CK_VOID_PTR,
+    CKR_FUNCTION_NOT_SUPPORTED, CKR_OK,
 };
 use zeroize::{Zeroize, Zeroizing};
 
@@ -48,6 +56,8 @@ pub(crate) enum Parameter<'a> {
         /// Must not be empty: SoftHSM2 crashes on some empty forms.
         aad: &'a [u8],
     },
+    /// The IV alone (PKCS#11 3.1, section 6.13.2: `CKM_AES_CBC`).
+    Iv(&'a mut [u8]),
     /// Nothing.
     None,
 }
@@ -75,6 +85,8 @@ pub(crate) struct RawModuleInfo {
 /// The function list of a loaded module. Keeps the library loaded.
 pub(crate) struct Functions {
     list: CK_FUNCTION_LIST,
+    /// Absent in modules older than PKCS#11 3.0. That a function is there says nothing: ask for the mechanism's flags.
+    list_3_0: Option<CK_FUNCTION_LIST_3_0>,
     _library: cryptoki_sys::Pkcs11,
 }
 
@@ -95,7 +107,8 @@ impl Functions {
         }
         // SAFETY: not null, and the module promises a list that lives as long as the library (PKCS#11 5.4).
         let list = unsafe { *list };
-        Ok(Self { list, _library: library })
+        let list_3_0 = message::list_3_0(&library);
+        Ok(Self { list, list_3_0, _library: library })
     }
 
     /// `C_GetInfo`.
@@ -124,6 +137,22 @@ impl Functions {
             firmware: format!("{}.{}", info.firmwareVersion.major, info.firmwareVersion.minor),
             flags: info.flags,
         })
+    }
+
+    /// `C_GetMechanismInfo`: the flags of a mechanism.
+    pub(crate) fn mechanism_flags(&self, slot: u64, mechanism: u64) -> Result<u64, CallFailed> {
+        let mut info = CK_MECHANISM_INFO::default();
+        // SAFETY: `info` is a valid CK_MECHANISM_INFO to write to.
+        let code = self.list.C_GetMechanismInfo.map(|function| unsafe { function(slot, mechanism, &raw mut info) });
+        call("C_GetMechanismInfo", code)?;
+        Ok(info.flags)
+    }
+
+    /// `C_Login` with a user type of any number (PKCS#11 3.1, section 5.6.9: vendors have their own).
+    pub(crate) fn login(&self, session: u64, user: u64, pin: &[u8]) -> Result<(), CallFailed> {
+        let (text, length) = (pin.as_ptr().cast_mut(), pin.len() as CK_ULONG);
+        // SAFETY: the PIN is valid for its length, and a module only reads it.
+        call("C_Login", self.list.C_Login.map(|function| unsafe { function(session, user, text, length) }))
     }
 
     /// `C_GetSessionInfo`: whether this function list knows a session that was opened through another one.
@@ -160,6 +189,28 @@ impl Functions {
         // SoftHSM2 and NSS want room for the tag, too.
         operate(functions, session, key, mechanism, ciphertext, ciphertext.len(), expected)
     }
+
+    /// `C_SignInit` and `C_Sign`. Gives exactly `expected` bytes, or an error.
+    pub(crate) fn sign(
+        &self,
+        session: u64,
+        key: u64,
+        mechanism: Mechanism<'_>,
+        data: &[u8],
+        expected: usize,
+    ) -> Result<Zeroizing<Vec<u8>>, CallFailed> {
+        let functions = (("C_SignInit", self.list.C_SignInit), ("C_Sign", self.list.C_Sign));
+        operate(functions, session, key, mechanism, data, expected, expected..=expected)
+    }
+}
+
+/// The arguments of `C_Initialize`, used by `run`: locking by the system, and perhaps a text of the module's own.
+pub(crate) fn with_arguments<T>(reserved: Option<&CString>, run: impl FnOnce(CInitializeArgs) -> T) -> T {
+    let flags = CInitializeFlags::OS_LOCKING_OK;
+    let text = reserved.and_then(|text| NonNull::new(text.as_ptr().cast_mut().cast()));
+    // SAFETY: the text ends with a NUL and outlives the call; modules that take one only read it.
+    run(text
+        .map_or_else(|| CInitializeArgs::new(flags), |text| unsafe { CInitializeArgs::new_with_reserved(flags, text) }))
 }
 
 type Init = Option<unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_MECHANISM, CK_OBJECT_HANDLE) -> CK_RV>;
@@ -193,9 +244,20 @@ fn operate(
         )
         .map_err(CallFailed::in_mid_operation)
     })?;
+    cut(finish.0, output, length, room, &expected)
+}
+
+/// The output, as long as the module says, if that is one of the lengths that can be right.
+fn cut(
+    function: &'static str,
+    mut output: Zeroizing<Vec<u8>>,
+    length: CK_ULONG,
+    room: usize,
+    expected: &RangeInclusive<usize>,
+) -> Result<Zeroizing<Vec<u8>>, CallFailed> {
     let length = usize::try_from(length).ok().filter(|length| expected.contains(length));
     let Some(length) = length.filter(|length| *length <= room) else {
-        return Err(CallFailed { function: finish.0, code: WRONG_LENGTH, mid_operation: true });
+        return Err(CallFailed { function, code: WRONG_LENGTH, mid_operation: true });
     };
     // Wiped before the shorter length hides it from the wipe on drop.
     if let Some(rest) = output.get_mut(length..) {
@@ -231,6 +293,7 @@ impl Mechanism<'_> {
                 };
                 run(&mut raw((&raw mut parameter).cast(), size_of::<CK_GCM_PARAMS>()))
             }
+            Parameter::Iv(iv) => run(&mut raw(iv.as_mut_ptr().cast(), iv.len())),
             Parameter::None => run(&mut raw(ptr::null_mut(), 0)),
         }
     }

@@ -2,8 +2,8 @@
 
 use zeroize::Zeroizing;
 
-use super::raw::{CallFailed, Mechanism};
-use super::{Error, Key, Session, gcm, opaque};
+use super::raw::{CallFailed, Mechanism, Message, TAG_BYTES};
+use super::{Error, KekKeys, Key, Session, cbc_hmac, gcm, opaque};
 use crate::seal::{Seal, SealForm, Sealing};
 
 /// What a seal made: the IV as the blob records it, and the ciphertext with its tag.
@@ -15,12 +15,12 @@ pub struct Sealed {
 }
 
 impl Session {
-    /// Seals `plaintext`, bound to `context` (32 bytes). Two PKCS#11 calls.
-    pub fn seal(&self, key: Key, sealing: &Sealing, context: &[u8], plaintext: &[u8]) -> Result<Sealed, Error> {
+    /// Seals `plaintext`, bound to `context` (32 bytes). Two PKCS#11 calls, four with a MAC key.
+    pub fn seal(&self, keys: KekKeys, sealing: &Sealing, context: &[u8], plaintext: &[u8]) -> Result<Sealed, Error> {
         match sealing.form.seal {
-            Seal::AesGcm => gcm::seal(self, key, sealing, context, plaintext),
-            Seal::AesKwp | Seal::YubicoCcm => opaque::seal(self, key, sealing, context, plaintext),
-            Seal::AesCbcHmac => Err(Error::SealUnsupported { form: sealing.form }),
+            Seal::AesGcm => gcm::seal(self, keys.key, sealing, context, plaintext),
+            Seal::AesKwp | Seal::YubicoCcm => opaque::seal(self, keys.key, sealing, context, plaintext),
+            Seal::AesCbcHmac => cbc_hmac::seal(self, keys, sealing, context, plaintext),
         }
     }
 
@@ -28,7 +28,7 @@ impl Session {
     /// HSM's mode, and the blob's `form` says which it was.
     pub fn open(
         &self,
-        key: Key,
+        keys: KekKeys,
         sealing: &Sealing,
         form: SealForm,
         iv: &[u8],
@@ -41,9 +41,9 @@ impl Session {
             return Err(self.data_error("C_Decrypt"));
         }
         match form.seal {
-            Seal::AesGcm => gcm::open(self, key, sealing.mechanism, iv, context, ciphertext),
-            Seal::AesKwp | Seal::YubicoCcm => opaque::open(self, key, sealing, context, ciphertext),
-            Seal::AesCbcHmac => Err(Error::SealUnsupported { form }),
+            Seal::AesGcm => gcm::open(self, keys.key, sealing, iv, context, ciphertext),
+            Seal::AesKwp | Seal::YubicoCcm => opaque::open(self, keys.key, sealing, context, ciphertext),
+            Seal::AesCbcHmac => cbc_hmac::open(self, keys, sealing, iv, context, ciphertext),
         }
     }
 
@@ -68,6 +68,38 @@ impl Session {
     ) -> Result<Zeroizing<Vec<u8>>, Error> {
         self.functions()
             .decrypt(self.session.handle(), key.handle.handle(), mechanism, ciphertext, expected)
+            .map_err(|failed| self.module.call_error(failed))
+    }
+
+    pub(super) fn sign(
+        &self,
+        key: Key,
+        mechanism: Mechanism<'_>,
+        data: &[u8],
+        expected: usize,
+    ) -> Result<Zeroizing<Vec<u8>>, Error> {
+        self.functions()
+            .sign(self.session.handle(), key.handle.handle(), mechanism, data, expected)
+            .map_err(|failed| self.module.call_error(failed))
+    }
+
+    pub(super) fn encrypt_message(&self, key: Key, message: Message<'_>, plaintext: &[u8]) -> Result<Vec<u8>, Error> {
+        self.functions()
+            .encrypt_message(self.session.handle(), key.handle.handle(), message, plaintext)
+            .map_err(|failed| self.module.call_error(failed))
+    }
+
+    pub(super) fn decrypt_message(
+        &self,
+        key: Key,
+        message: Message<'_>,
+        ciphertext: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, Error> {
+        let Some((ciphertext, tag)) = ciphertext.split_last_chunk::<TAG_BYTES>() else {
+            return Err(self.data_error("C_DecryptMessage"));
+        };
+        self.functions()
+            .decrypt_message(self.session.handle(), key.handle.handle(), message, ciphertext, &mut tag.clone())
             .map_err(|failed| self.module.call_error(failed))
     }
 

@@ -147,20 +147,19 @@ fn check_seal(section: &file::SealSection, refuses: bool) -> Result<Option<Profi
         return conflict("seal.aad", problem, "remove `aad`");
     }
     let call = call.unwrap_or(SealCall::Encrypt);
-    let sealing = Sealing {
-        mechanism: number.map_or_else(|| default_number(seal), |number| number.0),
-        call,
-        ..check_iv(seal, iv)?
-    };
+    let mut sealing = Sealing { call, ..check_iv(seal, iv)? };
+    if let Some(number) = number {
+        sealing.mechanism = number.0;
+    }
     let found = sealing.form.iv_layout;
     match call {
         SealCall::Wrap if seal != Seal::AesKwp => {
             conflict("seal.call", "only aes-kwp can wrap instead of encrypting", "remove `call`")
         }
-        SealCall::Message if seal != Seal::AesGcm || !matches!(found, IvLayout::Sent | IvLayout::Param) => conflict(
+        SealCall::Message if seal != Seal::AesGcm || found != IvLayout::Param => conflict(
             "seal.call",
-            "message encryption is for aes-gcm with the IV in the parameter",
-            "remove `call`, or set iv.found to sent or param",
+            "message encryption is for aes-gcm, and the module makes the IV and writes it into the parameter",
+            "remove `call`, or set iv to { send: zeros, found: param }",
         ),
         _ => Ok(Some(ProfileSeal { sealing, max_bytes: max_bytes.map(|count| count.0) })),
     }
@@ -168,15 +167,11 @@ fn check_seal(section: &file::SealSection, refuses: bool) -> Result<Option<Profi
 
 /// The IV of a seal, as a sealing whose mechanism and call are still the defaults.
 fn check_iv(seal: Seal, iv: &file::Iv) -> Result<Sealing, Conflict> {
-    let (send, found, bytes) = match seal {
-        Seal::AesGcm => (IvSend::Random, IvLayout::Sent, 12),
-        Seal::AesCbcHmac => (IvSend::Random, IvLayout::Sent, 16),
-        Seal::AesKwp | Seal::YubicoCcm => (IvSend::Null, IvLayout::Inside, 0),
-    };
+    let default = default_sealing(seal);
     let is_set = iv.send.is_some() || iv.found.is_some() || iv.bytes.is_some();
-    let send = iv.send.unwrap_or(send);
-    let found = iv.found.unwrap_or(found);
-    let bytes = iv.bytes.map_or(bytes, |bytes| u8::try_from(bytes.0).unwrap_or(u8::MAX));
+    let send = iv.send.unwrap_or(default.send);
+    let found = iv.found.unwrap_or(default.form.iv_layout);
+    let bytes = iv.bytes.map_or(default.form.iv_length, |bytes| u8::try_from(bytes.0).unwrap_or(u8::MAX));
     match (seal, send, found, bytes) {
         (Seal::AesGcm, _, IvLayout::Inside, _) => {
             return conflict(
@@ -211,17 +206,19 @@ fn check_iv(seal: Seal, iv: &file::Iv) -> Result<Sealing, Conflict> {
         _ => {}
     }
     let form = SealForm { seal, iv_layout: found, iv_length: bytes };
-    Ok(Sealing { form, send, ..Sealing::AES_GCM_SENT })
+    Ok(Sealing { form, send, ..default })
 }
 
-fn default_number(seal: Seal) -> u64 {
-    match seal {
-        Seal::AesGcm => cryptoki_sys::CKM_AES_GCM,
-        Seal::AesKwp => cryptoki_sys::CKM_AES_KEY_WRAP_KWP,
+/// How a profile seals that names the seal and nothing else.
+pub(super) fn default_sealing(seal: Seal) -> Sealing {
+    let (send, iv_layout, iv_length, mechanism) = match seal {
+        Seal::AesGcm => (IvSend::Random, IvLayout::Sent, 12, cryptoki_sys::CKM_AES_GCM),
+        Seal::AesKwp => (IvSend::Null, IvLayout::Inside, 0, cryptoki_sys::CKM_AES_KEY_WRAP_KWP),
         // CKM_YUBICO_AES_CCM_WRAP.
-        Seal::YubicoCcm => 0xD955_4204,
-        Seal::AesCbcHmac => cryptoki_sys::CKM_AES_CBC,
-    }
+        Seal::YubicoCcm => (IvSend::Null, IvLayout::Inside, 0, 0xD955_4204),
+        Seal::AesCbcHmac => (IvSend::Random, IvLayout::Sent, 16, cryptoki_sys::CKM_AES_CBC),
+    };
+    Sealing { form: SealForm { seal, iv_layout, iv_length }, send, mechanism, call: SealCall::Encrypt }
 }
 
 fn check_key(key: file::Key) -> Result<Key, Conflict> {

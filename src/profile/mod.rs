@@ -8,6 +8,7 @@ mod documents;
 mod evidence;
 mod family;
 mod file;
+mod fitting;
 mod json;
 mod settings;
 #[cfg(test)]
@@ -20,10 +21,12 @@ use std::time::Duration;
 pub use self::codes::{code_name, code_number, function_name};
 pub use self::evidence::{Evidence, FIELDS};
 pub use self::family::{Family, ProfileError};
+pub use self::fitting::fitting;
 pub use self::settings::{
     Aad, AttributeSetting, Backup, CodeOverride, Gone, HighAvailability, Key, KeyGeneration, Login, Module, Params,
     PinForm, ProfileSeal, Recover, Sessions, UserKind,
 };
+pub use self::words::mechanism_word as mechanism_name;
 use crate::seal::Sealing;
 use crate::strict;
 
@@ -133,9 +136,6 @@ impl Profile {
         let unsupported = |what| Unusable::Unsupported { profile: self.full_name(), what };
         let sealing = self.seal.map(|seal| seal.sealing).filter(Sealing::is_supported);
         let sealing = sealing.ok_or_else(|| unsupported("it cannot seal as the profile says"))?;
-        if self.login.user != UserKind::User {
-            return Err(unsupported("it logs in as the normal user only"));
-        }
         if !self.key.is_supported() {
             return Err(unsupported("it cannot make a KEK as the profile says"));
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::class::Class;
+pub use crate::pin::PinForm;
 use crate::seal::{Seal, Sealing};
 
 /// The PKCS#11 module of a vendor.
@@ -44,18 +45,11 @@ pub enum UserKind {
     User,
 }
 
-/// What a PIN looks like. A PIN of another form must not be tried: on some tokens it counts as an attempt.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub enum PinForm {
-    /// Four hex digits of an authentication key, then 8 to 64 characters.
-    #[serde(rename = "hex4+8..64")]
-    HexKeyAndPassword,
-    /// Any text.
-    #[serde(rename = "opaque")]
-    Opaque,
-    /// A user's name, a colon, a password.
-    #[serde(rename = "user:password")]
-    UserAndPassword,
+impl UserKind {
+    /// The value with this number.
+    pub fn from_number(number: u32) -> Option<Self> {
+        [Self::CryptoUser, Self::None, Self::User].into_iter().find(|user| *user as u32 == number)
+    }
 }
 
 /// How seeds are sealed, and what the mechanism takes.
@@ -138,8 +132,10 @@ impl Key {
     /// Whether this release can make such a key.
     pub fn is_supported(&self) -> bool {
         let generate = [cryptoki_sys::CKM_AES_KEY_GEN, cryptoki_sys::CKM_GENERIC_SECRET_KEY_GEN];
-        let made = matches!(self.generate, KeyGeneration::Mechanism(mechanism) if generate.contains(&mechanism));
-        made && self.add.is_empty()
+        match self.generate {
+            KeyGeneration::Mechanism(mechanism) => generate.contains(&mechanism),
+            KeyGeneration::Tool => true,
+        }
     }
 }
 

@@ -136,15 +136,9 @@ fn a_device_that_keeps_no_secret_refuses() {
 
 #[test]
 fn what_this_release_cannot_do_is_refused() {
-    for (old, new, what) in [
-        ("mechanism: aes-gcm", "mechanism: aes-gcm\n  call: message", "cannot seal"),
-        ("evidence:", "login: { user: crypto-user }\nevidence:", "logs in as the normal user only"),
-        ("evidence:", "login: { user: none }\nevidence:", "logs in as the normal user only"),
-        ("evidence:", "key: { generate: tool }\nevidence:", "cannot make a KEK"),
-    ] {
-        let unusable = Profile::parse(SMALL.replacen(old, new, 1).as_bytes()).unwrap().usable().unwrap_err();
-        assert!(unusable.to_string().contains(what), "{new}: {unusable}");
-    }
+    let vendor = SMALL.replacen("evidence:", "key: { generate: 0x80000001 }\nevidence:", 1);
+    let unusable = Profile::parse(vendor.as_bytes()).unwrap().usable().unwrap_err();
+    assert!(unusable.to_string().contains("cannot make a KEK"), "{unusable}");
     assert!(Profile::parse(SMALL.as_bytes()).unwrap().usable().is_ok());
 }
 
@@ -155,6 +149,10 @@ fn what_this_release_can_do_is_not_refused() {
         ("bytes: 12", "bytes: 16"),
         ("mechanism: aes-gcm", "mechanism: aes-gcm\n  number: 0x80000001"),
         ("evidence:", "key: { omit: [CKA_COPYABLE] }\nevidence:"),
+        ("evidence:", "key: { generate: tool }\nevidence:"),
+        ("evidence:", "key: { add: { CKA_DESTROYABLE: false } }\nevidence:"),
+        ("evidence:", "login: { user: crypto-user }\nevidence:"),
+        ("evidence:", "login: { user: none }\nevidence:"),
     ] {
         let profile = Profile::parse(SMALL.replacen(old, new, 1).as_bytes()).unwrap();
         assert!(profile.usable().is_ok(), "{new}");

@@ -188,7 +188,7 @@ impl From<ClassWord> for Class {
 }
 
 /// The name of a mechanism, or its number in hex.
-pub(super) fn mechanism_word(number: u64) -> String {
+pub fn mechanism_word(number: u64) -> String {
     word(number, MECHANISMS)
 }
 
@@ -261,6 +261,7 @@ macro_rules! constants {
 
 const MECHANISMS: Constants = constants! {
     CKM_AES_GCM CKM_AES_KEY_WRAP_PAD CKM_AES_KEY_WRAP_KWP CKM_AES_CBC CKM_AES_KEY_GEN CKM_GENERIC_SECRET_KEY_GEN
+    CKM_SHA256_HMAC
 };
 
 const KEY_TYPES: Constants = constants! { CKK_AES CKK_GENERIC_SECRET };

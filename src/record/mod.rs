@@ -32,7 +32,10 @@ pub struct KekRecord {
     /// The token it was made in.
     pub token: Token,
     /// The key itself.
-    pub kek: Kek,
+    pub kek: TokenKey,
+    /// The MAC key beside it, where the seal needs one (`aes-cbc-hmac`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac_key: Option<TokenKey>,
     /// Challenges that the KEK sealed on the day, at least one. Opening one proves that a key is this KEK.
     #[serde(deserialize_with = "proofs")]
     pub proofs: Vec<Proof>,
@@ -101,10 +104,10 @@ pub struct Token {
     pub firmware: String,
 }
 
-/// The key.
+/// A key on the token.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Kek {
+pub struct TokenKey {
     /// `CKA_ID`.
     pub id: CkaId,
     /// `CKA_LABEL`.
@@ -142,12 +145,13 @@ impl KekRecord {
         profile: String,
         module: Module,
         token: Token,
-        kek: Kek,
+        kek: TokenKey,
+        mac_key: Option<TokenKey>,
         proofs: Vec<Proof>,
         deviations: Vec<String>,
     ) -> Self {
-        let recovery = Recovery::None;
-        Self { version: VERSION, kind, ceremony, cluster, profile, module, token, kek, proofs, deviations, recovery }
+        let (version, recovery) = (VERSION, Recovery::None);
+        Self { version, kind, ceremony, cluster, profile, module, token, kek, mac_key, proofs, deviations, recovery }
     }
 
     /// Reads a record strictly: unknown and duplicate keys are refused.
@@ -234,7 +238,7 @@ mod tests {
                 serial: "0f1e2d3c4b5a6978".to_owned(),
                 firmware: "2.6".to_owned(),
             },
-            Kek {
+            TokenKey {
                 id: CkaId::new(&[4; 16]).unwrap(),
                 label: "kek-1".to_owned(),
                 attributes: Attributes::from([
@@ -244,6 +248,7 @@ mod tests {
                     (AttributeName::Copyable, AttributeValue::UNAVAILABLE),
                 ]),
             },
+            None,
             vec![Proof::new(blob, [5; 32])],
             vec!["CKA_COPYABLE is unavailable on this module".to_owned()],
         )

@@ -27,6 +27,8 @@ pub struct WorkerSpec {
     pub sessions: usize,
     /// Variables that the vendor module needs (its configuration file, for one).
     pub environment: BTreeMap<String, String>,
+    /// How often the KEK is proved.
+    pub probe_interval: Duration,
 }
 
 /// A worker that serves.

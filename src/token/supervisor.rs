@@ -19,9 +19,6 @@ const CALL_LIMIT: Duration = Duration::from_millis(1200);
 /// How often hung workers are looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How often the KEK is proved.
-const PROBE_INTERVAL: Duration = Duration::from_secs(10);
-
 /// First and longest wait between two starts that failed.
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
@@ -73,7 +70,7 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
 pub(super) async fn probe(token: Token) {
     let keks = token.shared.spec.start.keks.clone();
     loop {
-        sleep(PROBE_INTERVAL).await;
+        sleep(token.shared.spec.probe_interval).await;
         let state = token.state();
         if !matches!(state.phase, Phase::Ready) {
             continue;

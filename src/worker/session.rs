@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::start::Kek;
 use crate::class::Class;
-use crate::pkcs11::{Error, Key, Sealed, Session, Token};
+use crate::pkcs11::{Error, KekKeys, Sealed, Session, Token};
 use crate::seal::{IvLayout, IvSend, Seal, SealCall, SealForm, Sealing};
 use crate::wire::{self, FrameBuffer, Spin, link};
 
@@ -28,7 +28,7 @@ pub(super) struct SessionThread {
 struct OpenSession {
     session: Session,
     /// In the order of `keks`.
-    keys: Vec<Key>,
+    keys: Vec<KekKeys>,
 }
 
 /// Replies are sent together while requests wait, but none is held back longer than this: on a slow token each goes at once.
@@ -174,7 +174,7 @@ impl SessionThread {
 }
 
 /// Opens a proof blob and compares the challenge.
-pub(super) fn prove(session: &Session, key: Key, sealing: &Sealing, proof: &link::Proof) -> Result<(), Error> {
+pub(super) fn prove(session: &Session, key: KekKeys, sealing: &Sealing, proof: &link::Proof) -> Result<(), Error> {
     let challenge = open_blob(session, key, sealing, proof.open.as_ref().ok_or_else(unknown_work)?)?;
     let digest = Sha256::digest(&*challenge);
     if bool::from(digest.as_slice().ct_eq(&proof.digest)) {
@@ -198,7 +198,12 @@ pub(super) fn failure(error: &Error) -> link::Failure {
     }
 }
 
-fn open_blob(session: &Session, key: Key, sealing: &Sealing, work: &link::Open) -> Result<Zeroizing<Vec<u8>>, Error> {
+fn open_blob(
+    session: &Session,
+    key: KekKeys,
+    sealing: &Sealing,
+    work: &link::Open,
+) -> Result<Zeroizing<Vec<u8>>, Error> {
     let form = form(work.form.as_ref())?;
     session.open(key, sealing, form, &work.iv, &work.context, &work.ciphertext)
 }
@@ -207,7 +212,8 @@ fn open_blob(session: &Session, key: Key, sealing: &Sealing, work: &link::Open) 
 pub(super) fn sealing(sealing: Option<&link::Sealing>) -> Result<Sealing, Error> {
     let sealing = sealing.ok_or_else(unknown_work)?;
     let send = IvSend::from_number(sealing.send).ok_or_else(unknown_work)?;
-    Ok(Sealing { form: form(sealing.form.as_ref())?, send, mechanism: sealing.mechanism, call: SealCall::Encrypt })
+    let call = SealCall::from_number(sealing.call).ok_or_else(unknown_work)?;
+    Ok(Sealing { form: form(sealing.form.as_ref())?, send, mechanism: sealing.mechanism, call })
 }
 
 fn form(form: Option<&link::Form>) -> Result<SealForm, Error> {
@@ -221,7 +227,7 @@ fn form(form: Option<&link::Form>) -> Result<SealForm, Error> {
     form.and_then(known).ok_or_else(unknown_work)
 }
 
-fn unknown_work() -> Error {
+pub(super) fn unknown_work() -> Error {
     Error::Unreadable("the front asked for work that this worker does not know".to_owned())
 }
 

@@ -6,17 +6,17 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
-use cryptoki_sys as sys;
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-use super::session::{SessionThread, prove, sealing};
-use crate::attributes::{AttributeName, AttributeValue, Attributes, deviations};
+use super::session::{SessionThread, prove, sealing, unknown_work};
+use crate::attributes::{AttributeName, AttributeValue, Attributes, KeyUse, deviations};
 use crate::class::Class;
 use crate::pin::PinSource;
-use crate::pkcs11::{Error, Key, Module, Session};
-use crate::profile::{self, CodeOverride};
+use crate::pkcs11::{Error, KekKeys, Key, Module, Session};
+use crate::profile::{self, CodeOverride, PinForm, UserKind};
+use crate::seal::Sealing;
 use crate::wire::{FrameBuffer, link};
 
 /// Most session socketpairs that one Start can carry.
@@ -25,10 +25,17 @@ pub const MAX_SESSIONS: usize = 64;
 /// One KEK to be found on the token, as the front described it.
 #[derive(Clone)]
 pub(super) struct Kek {
+    key: TokenKey,
+    /// Where the seal needs one.
+    mac: Option<TokenKey>,
+    pub(super) proofs: Vec<link::Proof>,
+}
+
+#[derive(Clone)]
+struct TokenKey {
     id: Vec<u8>,
     label: String,
     attributes: Attributes,
-    pub(super) proofs: Vec<link::Proof>,
 }
 
 /// Reads Start, and the session sockets attached to it, from the control socket.
@@ -69,9 +76,14 @@ pub(super) struct Serving {
 pub(super) fn start(request: &link::Start, streams: Vec<UnixStream>) -> Result<Serving, Error> {
     // Before the module opens files of its own: a descriptor that nobody passed on could be one of them, and its content
     // would be sent to the token as a PIN.
-    let pin = pin_source(request.pin.as_ref())?.read()?;
+    let form = PinForm::from_number(request.pin_form).ok_or_else(unknown_work)?;
+    let user = UserKind::from_number(request.user).ok_or_else(unknown_work)?;
+    let pin = request.pin.as_ref().map(|source| Ok::<_, Error>(pin_source(source)?.read(form)?)).transpose()?;
+    let sealing = sealing(request.sealing.as_ref())?;
+    let keks = request.keks.iter().map(|kek| Kek::new(kek, &sealing)).collect::<Result<Vec<_>, _>>()?;
     let codes = request.codes.iter().map(code_override).collect();
-    let module = Module::load(&PathBuf::from(&request.module), &request.manufacturers, codes)?;
+    let reserved = Some(request.init_reserved.as_str()).filter(|text| !text.is_empty());
+    let module = Module::load(&PathBuf::from(&request.module), reserved, &request.manufacturers, codes)?;
     let token = module.token(&request.token_label)?;
     let serial = &token.info().serial;
     if request.token_serial != *serial {
@@ -81,25 +93,23 @@ pub(super) fn start(request: &link::Start, streams: Vec<UnixStream>) -> Result<S
             found: serial.clone(),
         });
     }
+    token.require(&sealing)?;
     // SoftHSM2 rewrites its token's file at every login, in place: killed meanwhile it loses the token and all keys in it. So
     // a front that dies now does not take this process along; the end of the control socket ends it a moment later.
     set_parent_process_death_signal(None).map_err(unguarded)?;
-    let login = token.login(&pin);
+    let login = token.login(user, pin.as_ref());
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(unguarded)?;
     let login = login?;
     drop(pin);
 
-    let sealing = sealing(request.sealing.as_ref())?;
-    let keks: Vec<Kek> = request.keks.iter().map(kek).collect();
     for kek in &keks {
-        let key = kek.find(&login)?;
-        let found = login.attributes(key)?;
-        let deviations = deviations(&kek.attributes, &found);
-        if !deviations.is_empty() {
-            return Err(Error::KekWeak { label: kek.label.clone(), deviations });
+        let found = kek.find(&login)?;
+        kek.key.audit(&login, found.key, sealing.kek_use())?;
+        if let (Some(mac), Some(key)) = (&kek.mac, found.mac) {
+            mac.audit(&login, key, KeyUse::Mac)?;
         }
         for proof in &kek.proofs {
-            prove(&login, key, &sealing, proof).map_err(|error| kek.judge_proof(error))?;
+            prove(&login, found, &sealing, proof).map_err(|error| kek.judge_proof(error))?;
         }
     }
 
@@ -121,30 +131,51 @@ pub(super) fn start(request: &link::Start, streams: Vec<UnixStream>) -> Result<S
 }
 
 impl Kek {
-    /// Finds the key anew: handles die with the login.
-    pub(super) fn find(&self, session: &Session) -> Result<Key, Error> {
-        session.key(&self.label, &self.id)
+    /// The KEK as the front described it; a MAC key must be there exactly where the seal needs one.
+    fn new(kek: &link::Kek, sealing: &Sealing) -> Result<Self, Error> {
+        if kek.mac.is_some() != sealing.mac_mechanism().is_some() {
+            return Err(Error::SealUnsupported { form: sealing.form });
+        }
+        let key = kek.key.as_ref().map(TokenKey::new).ok_or_else(unknown_work)?;
+        Ok(Self { key, mac: kek.mac.as_ref().map(TokenKey::new), proofs: kek.proofs.clone() })
+    }
+
+    /// Finds the keys anew: handles die with the login.
+    pub(super) fn find(&self, session: &Session) -> Result<KekKeys, Error> {
+        let mac = self.mac.as_ref().map(|mac| mac.find(session)).transpose()?;
+        Ok(KekKeys { key: self.key.find(session)?, mac })
     }
 
     /// A proof that does not open means another key, unless the token failed for a reason of its own.
     pub(super) fn judge_proof(&self, error: Error) -> Error {
         match error.class() {
-            Class::Data => Error::KekForeign { label: self.label.clone() },
+            Class::Data => Error::KekForeign { label: self.key.label.clone() },
             _ => error,
         }
     }
 }
 
-fn kek(kek: &link::Kek) -> Kek {
-    let attributes = kek
-        .attributes
-        .iter()
-        .filter_map(|expected| {
-            let name = AttributeName::ALL.into_iter().find(|name| *name as u32 == expected.name)?;
-            Some((name, attribute_value(expected.value.as_ref())))
-        })
-        .collect();
-    Kek { id: kek.cka_id.clone(), label: kek.label.clone(), attributes, proofs: kek.proofs.clone() }
+impl TokenKey {
+    fn new(key: &link::TokenKey) -> Self {
+        let attributes = key
+            .attributes
+            .iter()
+            .filter_map(|expected| {
+                let name = AttributeName::ALL.into_iter().find(|name| *name as u32 == expected.name)?;
+                Some((name, attribute_value(expected.value.as_ref())))
+            })
+            .collect();
+        Self { id: key.cka_id.clone(), label: key.label.clone(), attributes }
+    }
+
+    fn find(&self, session: &Session) -> Result<Key, Error> {
+        session.key(&self.label, &self.id)
+    }
+
+    fn audit(&self, session: &Session, key: Key, purpose: KeyUse) -> Result<(), Error> {
+        let deviations = deviations(purpose, &self.attributes, &session.attributes(key)?);
+        if deviations.is_empty() { Ok(()) } else { Err(Error::KekWeak { label: self.label.clone(), deviations }) }
+    }
 }
 
 fn attribute_value(value: Option<&link::expected_attribute::Value>) -> AttributeValue {
@@ -169,18 +200,13 @@ fn unguarded(error: Errno) -> Error {
     Error::Unreadable(format!("the parent-death signal cannot be set: {error}"))
 }
 
-fn pin_source(source: Option<&link::PinSource>) -> Result<PinSource, Error> {
+fn pin_source(source: &link::PinSource) -> Result<PinSource, Error> {
     use link::pin_source::Source;
-    match source.and_then(|source| source.source.as_ref()) {
+    match &source.source {
         Some(Source::File(path)) => Ok(PinSource::File(path.into())),
         Some(Source::Environment(name)) => Ok(PinSource::Environment(name.clone())),
         Some(Source::Credential(name)) => Ok(PinSource::Credential(name.clone())),
         Some(Source::Descriptor(number)) => Ok(PinSource::Descriptor(*number)),
-        None => Err(Error::Call {
-            function: "C_Login".to_owned(),
-            code: sys::CKR_PIN_INVALID,
-            class: Class::PinOrConfig,
-            poisoned: false,
-        }),
+        None => Err(unknown_work()),
     }
 }

@@ -63,7 +63,8 @@ impl TestToken {
         })
     }
 
-    fn softhsm2() -> Self {
+    /// A token of SoftHSM2, whatever module is under test.
+    pub fn softhsm2() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let home = directory.path().join("softhsm2");
         let mut setup = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/softhsm2-setup"));

@@ -50,7 +50,7 @@ fn cryptoki_and_unsafe_stay_in_their_rooms() {
             assert!(!text.contains("use cryptoki::") && !text.contains("cryptoki::session"), "{path} uses cryptoki");
         }
         let has_unsafe = text.lines().any(|line| line.contains("unsafe {") || line.contains("allow(unsafe_code)"));
-        assert!(!has_unsafe || path == "src/pkcs11/raw.rs", "{path} has unsafe code");
+        assert!(!has_unsafe || path.starts_with("src/pkcs11/raw"), "{path} has unsafe code");
     }
 }
 

@@ -15,8 +15,9 @@ use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::fault_module::FaultModule;
-use crate::harness::{Config, Plugin, TestToken, run_ceremony_on, wait_for};
+use crate::harness::{CLUSTER, Config, Plugin, TestToken, run_ceremony_on, wait_for, write_secret};
 use crate::parts;
+use crate::refusal::refusal;
 use crate::yubihsm::device::Device;
 
 const SEED: &[u8; 32] = b"a seed of 32 bytes, as all are..";
@@ -157,6 +158,63 @@ async fn key_wrap_on_kryoptic() {
     section["profile"] = json!("kryoptic/kwp");
     let form = SealForm { seal: Seal::AesKwp, iv_layout: IvLayout::Inside, iv_length: 0 };
     seals_and_opens(&section, &["CKA_ALLOWED_MECHANISMS"], token.directory(), form).await;
+}
+
+/// The same by `C_WrapKey` and `C_UnwrapKey`. The blobs are of one form, so that a site may change its mind.
+#[tokio::test]
+async fn key_wrap_by_wrapping_keys_on_kryoptic() {
+    let token = TestToken::kryoptic();
+    let mut section = token.section();
+    section["profile"] = json!("kryoptic/kwp-wrap");
+    let form = SealForm { seal: Seal::AesKwp, iv_layout: IvLayout::Inside, iv_length: 0 };
+    seals_and_opens(&section, &["CKA_ALLOWED_MECHANISMS"], token.directory(), form).await;
+}
+
+/// PKCS#11 3.0 message encryption: the module makes the IV.
+#[tokio::test]
+async fn message_encryption_on_kryoptic() {
+    let token = TestToken::kryoptic();
+    let mut section = token.section();
+    section["profile"] = json!("kryoptic/gcm-message");
+    let form = SealForm { seal: Seal::AesGcm, iv_layout: IvLayout::Param, iv_length: 12 };
+    seals_and_opens(&section, &[], token.directory(), form).await;
+}
+
+/// A 2.40 module has no message functions, and the profile says that it has: named before any login.
+#[test]
+fn message_encryption_is_refused_where_the_mechanism_s_flags_do_not_say_so() {
+    let token = TestToken::softhsm2();
+    let mut section = with_seal(&token, "  mechanism: aes-gcm\n  call: message\n  iv: { send: zeros, found: param }");
+    // A PIN that would be refused: it is not tried.
+    section["pin"] = json!({"file": token.directory().join("wrong-pin")});
+    write_secret(&token.directory().join("wrong-pin"), "wrong");
+    let plan = json!({
+        "version": 1, "kind": "rehearsal", "cluster": CLUSTER, "token": section, "kek": {"label": "kek"},
+        "output": token.directory(),
+    });
+    let path = token.directory().join("plan.yaml");
+    fs::write(&path, plan.to_string()).unwrap();
+    let refusal = refusal(&["ceremony", "run", "--plan", path.to_str().unwrap()], b"");
+    assert!(refusal.why.contains("does not have CKM_AES_GCM, which the profile needs"), "{}", refusal.text);
+    assert!(refusal.hint.contains("what this token can do: softhsm2"), "{}", refusal.text);
+}
+
+/// CBC with a MAC by a second key: on any module that has both mechanisms.
+#[tokio::test]
+async fn cbc_with_a_mac() {
+    let token = TestToken::new();
+    let section = with_seal(&token, "  mechanism: aes-cbc-hmac");
+    let form = SealForm { seal: Seal::AesCbcHmac, iv_layout: IvLayout::Sent, iv_length: 16 };
+    seals_and_opens(&section, &[], token.directory(), form).await;
+    let record = fs::read_to_string(token.directory().join("kek-record.json")).unwrap();
+    let record: Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["mac_key"]["label"], json!(format!("{}-mac", record["kek"]["label"].as_str().unwrap())));
+    for (key, right, other) in [("kek", "CKA_ENCRYPT", "CKA_SIGN"), ("mac_key", "CKA_SIGN", "CKA_ENCRYPT")] {
+        let attributes = &record[key]["attributes"];
+        assert_eq!((&attributes[right], &attributes[other]), (&json!(true), &json!(false)), "{key}");
+    }
+    assert_ne!(record["kek"]["id"], record["mac_key"]["id"]);
+    parts::record_run(token.profile);
 }
 
 const YUBIHSM_PERMITS: [&str; 2] = ["CKA_KEY_GEN_MECHANISM", "CKA_ALLOWED_MECHANISMS"];

@@ -18,7 +18,7 @@ async fn conforms(name: &str, new_token: fn() -> TestToken) {
     let record = steps::ceremony(&token, &expected);
     steps::service(&token, &record, &expected).await;
     steps::wrong_pin(&token, &record, &expected).await;
-    record_run(&expected.component);
+    record_run(&format!("conformance: {}", expected.component));
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use std::ffi::CString;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags};
 use cryptoki_sys::{
@@ -85,9 +86,9 @@ pub(crate) struct RawModuleInfo {
 /// The function list of a loaded module. Keeps the library loaded.
 pub(crate) struct Functions {
     list: CK_FUNCTION_LIST,
-    /// Absent in modules older than PKCS#11 3.0. That a function is there says nothing: ask for the mechanism's flags.
-    list_3_0: Option<CK_FUNCTION_LIST_3_0>,
-    _library: cryptoki_sys::Pkcs11,
+    /// Asked for when it is first needed, since one wrapper (pkcs11-spy) crashes when it is asked for it.
+    list_3_0: OnceLock<Option<CK_FUNCTION_LIST_3_0>>,
+    library: cryptoki_sys::Pkcs11,
 }
 
 impl Functions {
@@ -107,8 +108,7 @@ impl Functions {
         }
         // SAFETY: not null, and the module promises a list that lives as long as the library (PKCS#11 5.4).
         let list = unsafe { *list };
-        let list_3_0 = message::list_3_0(&library);
-        Ok(Self { list, list_3_0, _library: library })
+        Ok(Self { list, list_3_0: OnceLock::new(), library })
     }
 
     /// `C_GetInfo`.

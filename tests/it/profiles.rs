@@ -65,7 +65,7 @@ fn a_file_of_ones_own_is_checked() {
     let checked = output(&["profiles", "lint", file]);
     assert!(checked.starts_with("softhsm2: the file is right; this release can use it\n"), "{checked}");
 
-    fs::write(&path, text.replace("mechanism: aes-gcm", "mechanism: aes-gcm\n  call: message")).unwrap();
+    fs::write(&path, text.replacen("seal:", "key: { generate: 0x80000001 }\nseal:", 1)).unwrap();
     let checked = output(&["profiles", "lint", file]);
     assert!(checked.contains("the file is right; this release cannot use profile softhsm2 yet"), "{checked}");
 
@@ -124,12 +124,12 @@ fn a_device_that_keeps_no_secret_is_not_served() {
 }
 
 #[test]
-fn a_seal_that_this_release_lacks_is_refused_before_the_login() {
+fn what_this_release_cannot_make_is_refused_before_the_login() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("mine.yaml");
     let text = output(&["profiles", "show", "softhsm2"]);
-    fs::write(&path, text.replace("mechanism: aes-gcm", "mechanism: aes-gcm\n  call: message")).unwrap();
-    refused(&json!(path), "this release cannot use profile softhsm2 yet: it cannot seal as the profile says");
+    fs::write(&path, text.replacen("seal:", "key: { generate: 0x80000001 }\nseal:", 1)).unwrap();
+    refused(&json!(path), "this release cannot use profile softhsm2 yet: it cannot make a KEK as the profile says");
 }
 
 #[test]

@@ -31,7 +31,7 @@ impl Functions {
         message: Message<'_>,
         plaintext: &[u8],
     ) -> Result<Vec<u8>, CallFailed> {
-        let list = self.list_3_0.as_ref();
+        let list = self.list_3_0();
         let calls = Calls {
             init: ("C_MessageEncryptInit", list.and_then(|list| list.C_MessageEncryptInit)),
             message: ("C_EncryptMessage", list.and_then(|list| list.C_EncryptMessage)),
@@ -52,7 +52,7 @@ impl Functions {
         ciphertext: &[u8],
         tag: &mut [u8; TAG_BYTES],
     ) -> Result<Zeroizing<Vec<u8>>, CallFailed> {
-        let list = self.list_3_0.as_ref();
+        let list = self.list_3_0();
         let calls = Calls {
             init: ("C_MessageDecryptInit", list.and_then(|list| list.C_MessageDecryptInit)),
             message: ("C_DecryptMessage", list.and_then(|list| list.C_DecryptMessage)),
@@ -60,10 +60,15 @@ impl Functions {
         };
         calls.run(session, key, message, tag, ciphertext)
     }
+
+    /// Absent in modules older than PKCS#11 3.0. That a function is there says nothing: ask for the mechanism's flags.
+    fn list_3_0(&self) -> Option<&CK_FUNCTION_LIST_3_0> {
+        self.list_3_0.get_or_init(|| list_3_0(&self.library)).as_ref()
+    }
 }
 
 /// The module's list of PKCS#11 3.0, if it has one.
-pub(super) fn list_3_0(library: &cryptoki_sys::Pkcs11) -> Option<CK_FUNCTION_LIST_3_0> {
+fn list_3_0(library: &cryptoki_sys::Pkcs11) -> Option<CK_FUNCTION_LIST_3_0> {
     let get = library.C_GetInterface.as_ref().ok()?;
     let mut version = CK_VERSION { major: 3, minor: 0 };
     let mut interface: *mut CK_INTERFACE = ptr::null_mut();

@@ -76,7 +76,6 @@ impl Drop for Script {
 }
 
 /// A script is killed when it takes longer to end.
-
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn path(name: &str) -> PathBuf {
@@ -129,7 +128,9 @@ fn a_trial_of_opencryptoki_leaves_nothing_behind() {
     let home = text(directory.path());
     let (mut script, _) = Script::run("opencryptoki-setup", &["--dir", &home, "--name", "hsm-kms-a", "--trial"]);
     let daemon = pid(&fs::read_to_string("/run/pkcsslotd.pid").unwrap());
-    assert!(is_alive(daemon) && has_slot("hsm-kms-a-trial") && Path::new("/var/lib/opencryptoki/hsm-kms-a-trial").exists());
+    assert!(
+        is_alive(daemon) && has_slot("hsm-kms-a-trial") && Path::new("/var/lib/opencryptoki/hsm-kms-a-trial").exists()
+    );
     assert_eq!(script.end(), Some(0));
     assert!(!is_alive(daemon) && !has_slot("hsm-kms-a-trial"));
     assert!(!Path::new("/var/lib/opencryptoki/hsm-kms-a-trial").exists());
@@ -216,7 +217,8 @@ impl Script {
     /// Waits until the file has the whole section. Others may be at work on openCryptoki, each of them for seconds.
     fn wait_for_token(&mut self, file: &Path) {
         let deadline = Instant::now() + Duration::from_mins(2);
-        while !fs::read_to_string(file).unwrap_or_default().contains("\n#") && self.child.try_wait().unwrap().is_none() {
+        while !fs::read_to_string(file).unwrap_or_default().contains("\n#") && self.child.try_wait().unwrap().is_none()
+        {
             assert!(Instant::now() < deadline, "waited for a token");
             thread::sleep(Duration::from_millis(10));
         }

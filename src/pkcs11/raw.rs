@@ -8,9 +8,11 @@
 
 #![allow(unsafe_code)]
 
+mod inspect;
 mod message;
 mod wrap;
 
+pub(crate) use self::inspect::TooSmall;
 pub(crate) use self::message::{Message, TAG_BYTES};
 
 use std::ffi::CString;
@@ -87,7 +89,7 @@ pub(crate) struct Functions {
     list: CK_FUNCTION_LIST,
     /// Absent in modules older than PKCS#11 3.0. That a function is there says nothing: ask for the mechanism's flags.
     list_3_0: Option<CK_FUNCTION_LIST_3_0>,
-    _library: cryptoki_sys::Pkcs11,
+    library: cryptoki_sys::Pkcs11,
 }
 
 impl Functions {
@@ -108,7 +110,7 @@ impl Functions {
         // SAFETY: not null, and the module promises a list that lives as long as the library (PKCS#11 5.4).
         let list = unsafe { *list };
         let list_3_0 = message::list_3_0(&library);
-        Ok(Self { list, list_3_0, _library: library })
+        Ok(Self { list, list_3_0, library })
     }
 
     /// `C_GetInfo`.
@@ -268,7 +270,7 @@ fn cut(
 }
 
 /// Stands in for a return code where the call said `CKR_OK` and yet gave a wrong length.
-pub(crate) const WRONG_LENGTH: u64 = u64::MAX;
+pub const WRONG_LENGTH: u64 = u64::MAX;
 
 /// Bits of every GCM tag.
 const TAG_BITS: CK_ULONG = 128;

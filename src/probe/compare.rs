@@ -1,0 +1,97 @@
+//! The module held against a profile, field by field.
+
+use serde::{Deserialize, Serialize};
+
+use super::candidates;
+use super::report::Report;
+use crate::class::Class;
+use crate::pkcs11::codes;
+use crate::profile::{self, KeyGeneration, Profile};
+
+/// A profile, and what the module does.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Comparison {
+    /// Full name of the profile.
+    pub name: String,
+    /// Whether every line agrees.
+    pub agrees: bool,
+    /// One for each field that was tried.
+    pub lines: Vec<Line>,
+}
+
+/// One field.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Line {
+    /// As in a profile file.
+    pub field: String,
+    /// What the profile says.
+    pub profile: String,
+    /// What the module does.
+    pub module: String,
+    /// Whether they agree.
+    pub agrees: bool,
+}
+
+/// Holds the findings against the profile.
+pub(super) fn compare(profile: &Profile, report: &Report) -> Comparison {
+    let mut lines = Vec::new();
+    let mut line = |field: &str, profile: String, module: String, agrees| {
+        lines.push(Line { field: field.to_owned(), profile, module, agrees });
+    };
+    let known = &profile.module.manufacturers;
+    let found = &report.module.manufacturer;
+    let says = if known.is_empty() { "any".to_owned() } else { known.join(", ") };
+    line("module.manufacturers", says, found.clone(), known.is_empty() || known.contains(found));
+    if let Some(reason) = &profile.refuse {
+        let fit = if report.is_fit() { "nothing speaks against it" } else { "not fit for a KEK" };
+        line("refuse", reason.clone(), fit.to_owned(), !report.is_fit());
+    }
+    let own = profile.seal.map(|seal| candidates::name(&seal.sealing));
+    let finding = own.as_ref().and_then(|name| report.seals.get(name));
+    if let (Some(name), Some(finding)) = (&own, finding) {
+        line("seal", name.clone(), finding.outcome.to_string(), finding.outcome.works());
+        if let Some(changed) = &finding.changed_bit
+            && let Some((function, code)) = changed.call()
+        {
+            let class = codes::classify(function, code, &profile.codes);
+            let says = format!("{} is {}", codes::name(code), class.word());
+            line("codes", says, format!("{function} answers a changed seal so"), class == Class::Data);
+        }
+    }
+    if let KeyGeneration::Mechanism(mechanism) = profile.key.generate {
+        let made = report.keys.found().map(|keys| keys.token.to_string());
+        let works = report.keys.found().is_some_and(|keys| keys.token.works());
+        line("key.generate", profile::mechanism_name(mechanism), made.unwrap_or_else(|| report.keys_why()), works);
+    }
+    for (name, finding) in report.attributes.found().into_iter().flatten() {
+        let is_omitted = profile.key.omit.iter().any(|number| profile::attribute_name(*number) == *name);
+        let is_usual = !matches!(name.as_str(), "CKA_DESTROYABLE" | "CKA_WRAP_WITH_TRUSTED" | "CKA_TRUSTED");
+        let is_added = profile.key.add.iter().any(|(number, _)| profile::attribute_name(*number) == *name);
+        let is_refused = finding.generate.is_refusal();
+        if is_omitted || is_refused && (is_usual || is_added) {
+            let says = if is_omitted { "omitted" } else { "in the template" };
+            // One that could stand there and is left out costs protection; the profile is right that it can do without.
+            line(&format!("key {name}"), says.to_owned(), finding.generate.to_string(), is_omitted || !is_refused);
+        }
+    }
+    if let (Some(max), Some(sessions)) = (profile.sessions.max, report.sessions.found()) {
+        let open = u64::try_from(sessions.open).unwrap_or(u64::MAX);
+        let module = if sessions.refused.is_some() { format!("{open}, no more") } else { format!("at least {open}") };
+        line("sessions.max", max.to_string(), module, sessions.refused.is_none() || open >= max);
+    }
+    if let Some(kek) = report.kek.found() {
+        line("a ceremony's KEK", "made".to_owned(), kek.outcome.to_string(), kek.outcome.works());
+    }
+    Comparison { name: profile.full_name(), agrees: lines.iter().all(|line| line.agrees), lines }
+}
+
+impl Report {
+    fn keys_why(&self) -> String {
+        match &self.keys {
+            super::report::Section::Found(keys) => keys.token.to_string(),
+            super::report::Section::Not(why) => why.to_string(),
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! All findings of a run. Its JSON form is described in docs/probe.md, and is stable: fields are added, never changed.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::attributes::AttributeFinding;
+use super::compare::Comparison;
+use super::errors::SmallBuffer;
+use super::identity::{ModuleIdentity, TokenIdentity};
+use super::kek::KekFinding;
+use super::keys::Keys;
+use super::mechanisms::Mechanisms;
+use super::outcome::{Outcome, Verdict};
+use super::seals::SealFinding;
+use super::sessions::Sessions;
+use super::sizes::Sizes;
+use super::speed::Speed;
+
+/// Everything that a probe found out.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// Of this format: 1.
+    pub version: u8,
+    /// Name and version of the program.
+    pub tool: String,
+    /// When, RFC 3339, in UTC.
+    pub time: String,
+    /// Path of the module.
+    pub path: PathBuf,
+    /// SHA-256 of that file, in hex. Empty: it cannot be read.
+    pub sha256: String,
+    /// What the module says of itself.
+    pub module: ModuleIdentity,
+    /// What the token says of itself.
+    pub token: TokenIdentity,
+    /// How often the user was logged in: once, and once more after each step that the process did not survive.
+    pub logins: u32,
+    /// What the token lists.
+    pub mechanisms: Section<Mechanisms>,
+    /// Whether throw-away keys can be made.
+    pub keys: Section<Keys>,
+    /// Each way of sealing, by name.
+    pub seals: BTreeMap<String, SealFinding>,
+    /// The way of sealing that the rest was tried with: the profile's, or else the best that works.
+    pub chosen: Option<String>,
+    /// Each attribute in the template of a key.
+    pub attributes: Section<BTreeMap<String, AttributeFinding>>,
+    /// Attributes of a key of which nothing was said.
+    pub defaults: Section<BTreeMap<String, Option<bool>>>,
+    /// What must be refused of a key that cannot be extracted.
+    pub secrecy: Section<BTreeMap<String, Outcome>>,
+    /// Answers to size queries.
+    pub sizes: Section<Sizes>,
+    /// A buffer that is too small.
+    pub small_buffer: Section<SmallBuffer>,
+    /// A ciphertext of 8 bytes.
+    pub short_ciphertext: Outcome,
+    /// How many sessions can be open.
+    pub sessions: Section<Sessions>,
+    /// How fast it seals.
+    pub speed: Section<Speed>,
+    /// A KEK as a ceremony makes it.
+    pub kek: Section<KekFinding>,
+    /// Steps in which the module's process died or hung.
+    pub faults: Vec<Fault>,
+    /// What is left on the token.
+    pub clean_up: CleanUp,
+    /// Where the module differs from the profile, if it was held against one.
+    pub profile: Option<Comparison>,
+}
+
+/// The finding of a step, or why there is none.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Section<T> {
+    /// The finding.
+    Found(T),
+    /// Why there is none.
+    Not(Outcome),
+}
+
+/// A step that the process did not survive.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fault {
+    /// The step.
+    pub step: String,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What became of the throw-away keys.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct CleanUp {
+    /// `CKA_LABEL` of every key that was made.
+    pub label: String,
+    /// How many of them are still there. `None`: it is not known.
+    pub left: Option<usize>,
+    /// Whether that could be found out.
+    pub outcome: Outcome,
+}
+
+impl<T> Section<T> {
+    /// The finding.
+    pub fn found(&self) -> Option<&T> {
+        if let Self::Found(finding) = self { Some(finding) } else { None }
+    }
+}
+
+impl Report {
+    /// Whether a KEK can be kept and used there, and nothing went wrong: what the exit code says where there is no profile.
+    pub fn is_fit(&self) -> bool {
+        let secret = self.secrecy.found().is_none_or(|findings| {
+            findings.values().all(|outcome| matches!(outcome.verdict, Verdict::Refused | Verdict::Untried))
+        });
+        let kek = self.kek.found().is_some_and(|kek| kek.outcome.works());
+        secret && kek && self.faults.is_empty() && self.clean_up.left == Some(0)
+    }
+}

@@ -75,10 +75,12 @@ pub(super) fn run(args: HsmArgs) -> Result<ExitCode, CliError> {
     let mut line = ProgressLine { shown: std::io::stderr().is_terminal() };
     let mut watcher = |number, count, step: &str| line.show(number, count, step);
     let limit = Duration::from_secs(args.step_limit);
-    let report = probe::run(Probe { target, profile, limit, watcher: &mut watcher });
+    let report = probe::run(Probe { target, profile: profile.clone(), limit, watcher: &mut watcher });
     line.clear();
     let report = report.map_err(failed)?;
-    let text = if args.json {
+    let text = if args.emit_profile {
+        probe::draft(&report, profile.as_ref())
+    } else if args.json {
         serde_json::to_string_pretty(&report).map(|json| json + "\n").map_err(|error| CliError {
             code: ExitCode::NotReachable,
             what: "the report cannot be written as JSON".to_owned(),
@@ -86,7 +88,8 @@ pub(super) fn run(args: HsmArgs) -> Result<ExitCode, CliError> {
             hint: "report this".to_owned(),
         })?
     } else {
-        format!("{report:#?}\n")
+        let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        probe::text(&report, colour)
     };
     print(&text)?;
     Ok(exit_code(&report))

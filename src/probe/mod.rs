@@ -8,6 +8,7 @@ mod bench;
 mod candidates;
 mod child;
 mod compare;
+mod draft;
 mod errors;
 mod identity;
 mod kek;
@@ -21,6 +22,7 @@ mod sessions;
 mod sizes;
 mod speed;
 mod steps;
+mod text;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,12 +33,14 @@ use sha2::{Digest, Sha256};
 pub use self::candidates::{Candidate, name as seal_name};
 pub use self::child::run as run_child;
 pub use self::compare::{Comparison, Line};
+pub use self::draft::draft;
 pub use self::identity::{Identity, ModuleIdentity, TokenIdentity};
 pub use self::outcome::{Outcome, Verdict};
 use self::process::Process;
 pub use self::report::{CleanUp, Fault, Report, Section};
 use self::steps::{Answer, Step, Trial};
 pub use self::steps::{Failure, Target};
+pub use self::text::text;
 use crate::exit::ExitCode;
 use crate::profile::{Profile, UserKind};
 use crate::seal::Seal;
@@ -72,6 +76,7 @@ pub fn run(probe: Probe<'_>) -> Result<Report, Failure> {
         target,
     };
     let Identity { module, token } = driver.begin()?;
+    let untried = Outcome::untried(if logs_in { "no seal works" } else { "nobody logged in" });
     let mut report = Report {
         version: 1,
         tool: concat!("hsm-kms ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -84,18 +89,18 @@ pub fn run(probe: Probe<'_>) -> Result<Report, Failure> {
         token,
         logins: 0,
         mechanisms: driver.section("mechanisms", Step::Mechanisms),
-        keys: Section::Not(Outcome::untried("nobody logged in")),
+        keys: Section::Not(untried.clone()),
         seals: BTreeMap::new(),
         chosen: None,
-        attributes: Section::Not(Outcome::untried(NO_SEAL)),
-        defaults: Section::Not(Outcome::untried(NO_SEAL)),
-        secrecy: Section::Not(Outcome::untried(NO_SEAL)),
-        sizes: Section::Not(Outcome::untried(NO_SEAL)),
-        small_buffer: Section::Not(Outcome::untried(NO_SEAL)),
-        short_ciphertext: Outcome::untried(NO_SEAL),
-        sessions: Section::Not(Outcome::untried("nobody logged in")),
-        speed: Section::Not(Outcome::untried(NO_SEAL)),
-        kek: Section::Not(Outcome::untried(NO_SEAL)),
+        attributes: Section::Not(untried.clone()),
+        defaults: Section::Not(untried.clone()),
+        secrecy: Section::Not(untried.clone()),
+        sizes: Section::Not(untried.clone()),
+        small_buffer: Section::Not(untried.clone()),
+        short_ciphertext: untried.clone(),
+        sessions: Section::Not(untried.clone()),
+        speed: Section::Not(untried.clone()),
+        kek: Section::Not(untried.clone()),
         faults: Vec::new(),
         clean_up: CleanUp { label: driver.label.clone(), left: Some(0), outcome: Outcome::WORKS },
         profile: None,
@@ -108,8 +113,6 @@ pub fn run(probe: Probe<'_>) -> Result<Report, Failure> {
     report.profile = profile.as_ref().map(|profile| compare::compare(profile, &report));
     Ok(report)
 }
-
-const NO_SEAL: &str = "no seal works";
 
 /// Steps beside those for each way of sealing.
 const OTHER_STEPS: usize = 14;

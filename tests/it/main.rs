@@ -31,6 +31,7 @@ mod harness;
 mod imports;
 mod module_faults;
 mod parts;
+mod probe;
 mod processes;
 mod profiles;
 mod refusal;

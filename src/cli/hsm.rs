@@ -107,7 +107,7 @@ pub(super) fn run_worker() -> Result<ExitCode, CliError> {
 
 fn exit_code(report: &Report) -> ExitCode {
     let fits = match &report.profile {
-        Some(comparison) => comparison.agrees && report.faults.is_empty() && report.clean_up.left == Some(0),
+        Some(comparison) => comparison.agrees && report.faults.is_empty() && report.clean_up.outcome.works(),
         None => report.is_fit() || report.logins == 0,
     };
     if fits { ExitCode::Done } else { ExitCode::DoesNotHold }

@@ -115,6 +115,11 @@ impl Session {
         Ok(found.into_iter().map(|handle| Key { handle }).collect())
     }
 
+    /// How many objects the user sees, of any sort.
+    pub fn object_count(&self) -> Result<usize, Error> {
+        self.session.find_objects(&[]).map(|found| found.len()).map_err(|error| self.module.error(error))
+    }
+
     /// The size that the module asks for before it encrypts. Leaves an operation open: close the session.
     pub fn encrypted_size(&self, key: Key, sealing: &Sealing, context: &[u8], plaintext: &[u8]) -> Result<u64, Error> {
         let mut iv = first_iv(sealing);

@@ -109,13 +109,15 @@ impl Worker {
             Step::Start { .. } => Answer::Failed(Failure::from(&Error::Unreadable("it was started".to_owned()))),
             Step::Login => {
                 let pin = self.pin.take();
-                bench.login = Some(bench.token.login(self.user, pin.as_ref())?);
-                value(&())
+                let login = bench.token.login(self.user, pin.as_ref())?;
+                let count = login.object_count()?;
+                bench.login = Some(login);
+                value(&count)
             }
             Step::Mechanisms => value(&mechanisms::run(bench)?),
             Step::Keys => value(&keys::run(bench)?),
             Step::Seal(trial) => value(&seals::run(bench, trial.candidate, trial.on_token)?),
-            Step::Attributes(trial) => value(&attributes::run(bench, trial)?),
+            Step::Attributes { trial, in_session } => value(&attributes::run(bench, trial, in_session)?),
             Step::Defaults { on_token } => value(&attributes::defaults(bench, on_token)?),
             Step::Secrecy { on_token } => value(&attributes::secrecy(bench, on_token)?),
             Step::Sizes(trial) => value(&sizes::run(bench, trial)?),
@@ -124,7 +126,7 @@ impl Worker {
             Step::Sessions => value(&sessions::run(bench)?),
             Step::Speed(trial) => value(&speed::run(bench, trial)?),
             Step::Kek { trial, omit } => value(&kek::run(bench, trial, omit)?),
-            Step::CleanUp => value(&bench.clear()?),
+            Step::CleanUp => value(&(bench.clear()?, bench.home()?.object_count()?)),
         })
     }
 }

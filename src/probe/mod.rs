@@ -68,6 +68,7 @@ pub fn run(probe: Probe<'_>) -> Result<Report, Failure> {
         limit,
         process: None,
         logins: 0,
+        objects: None,
         faults: Vec::new(),
         given_up: None,
         number: 0,
@@ -102,7 +103,7 @@ pub fn run(probe: Probe<'_>) -> Result<Report, Failure> {
         speed: Section::Not(untried.clone()),
         kek: Section::Not(untried.clone()),
         faults: Vec::new(),
-        clean_up: CleanUp { label: driver.label.clone(), left: Some(0), outcome: Outcome::WORKS },
+        clean_up: CleanUp { label: driver.label.clone(), left: Some(0), objects: None, outcome: Outcome::WORKS },
         profile: None,
     };
     if logs_in {
@@ -147,7 +148,7 @@ fn try_all(driver: &mut Driver<'_>, candidates: &[Candidate], profile: Option<&P
         report.chosen = Some(candidate.name.clone());
         let trial = Trial { candidate: number, on_token: place };
         let lasting = Trial { on_token, ..trial };
-        report.attributes = driver.section("attributes", Step::Attributes(lasting));
+        report.attributes = driver.section("attributes", Step::Attributes { trial: lasting, in_session });
         report.defaults = driver.section("defaults", Step::Defaults { on_token });
         report.secrecy = driver.section("secrecy", Step::Secrecy { on_token });
         report.sizes = driver.section("size queries", Step::Sizes(trial));
@@ -183,6 +184,8 @@ struct Driver<'a> {
     limit: Duration,
     process: Option<Process>,
     logins: u32,
+    /// How many there were at the first login.
+    objects: Option<usize>,
     faults: Vec<Fault>,
     /// Why no further step is tried.
     given_up: Option<String>,
@@ -211,7 +214,8 @@ impl Driver<'_> {
         let identity = ask_first(&mut process, &step, self.limit, "loading the module")?;
         if self.logs_in {
             self.logins += 1;
-            ask_first::<()>(&mut process, &Step::Login, self.limit, "the login")?;
+            let objects = ask_first(&mut process, &Step::Login, self.limit, "the login")?;
+            self.objects.get_or_insert(objects);
         }
         self.process = Some(process);
         Ok(identity)
@@ -264,14 +268,20 @@ impl Driver<'_> {
         if self.given_up.as_ref().is_some_and(|_| self.faults.len() >= MOST_FAULTS) {
             self.given_up = None;
         }
-        let left = self.ask::<usize>("clean up", Step::CleanUp);
+        let answer = self.ask::<(usize, usize)>("clean up", Step::CleanUp);
+        let found = answer.as_ref().ok().copied();
+        let objects = self.objects.zip(found.map(|(_, objects)| objects));
         CleanUp {
             label: self.label.clone(),
-            left: left.as_ref().ok().copied(),
-            outcome: match left {
-                Ok(0) => Outcome::WORKS,
-                Ok(left) => Outcome::differs(format!("{left} could not be destroyed")),
-                Err(outcome) => outcome,
+            left: found.map(|(left, _)| left),
+            objects,
+            outcome: match (answer, objects) {
+                (Err(outcome), _) => outcome,
+                (Ok((left @ 1.., _)), _) => Outcome::differs(format!("{left} could not be destroyed")),
+                (Ok(_), Some((before, after))) if after > before => {
+                    Outcome::differs(format!("{} more objects than before, without the label", after - before))
+                }
+                (Ok(_), _) => Outcome::WORKS,
             },
         }
     }

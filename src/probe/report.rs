@@ -100,7 +100,9 @@ pub struct CleanUp {
     pub label: String,
     /// How many of them are still there. `None`: it is not known.
     pub left: Option<usize>,
-    /// Whether that could be found out.
+    /// How many objects the user saw before and afterwards, of any sort. Others may make and destroy some meanwhile.
+    pub objects: Option<(usize, usize)>,
+    /// Whether the token is as it was.
     pub outcome: Outcome,
 }
 
@@ -118,6 +120,6 @@ impl Report {
             findings.values().all(|outcome| matches!(outcome.verdict, Verdict::Refused | Verdict::Untried))
         });
         let kek = self.kek.found().is_some_and(|kek| kek.outcome.works());
-        secret && kek && self.faults.is_empty() && self.clean_up.left == Some(0)
+        secret && kek && self.faults.is_empty() && self.clean_up.outcome.works()
     }
 }

@@ -32,12 +32,15 @@ pub(super) enum Step {
         target: Target,
         label: String,
     },
-    /// Log in, one attempt.
+    /// Log in, one attempt. Gives the number of objects that the user sees.
     Login,
     Mechanisms,
     Keys,
     Seal(Trial),
-    Attributes(Trial),
+    Attributes {
+        trial: Trial,
+        in_session: bool,
+    },
     Defaults {
         on_token: bool,
     },
@@ -53,7 +56,7 @@ pub(super) enum Step {
         trial: Trial,
         omit: Vec<u64>,
     },
-    /// Destroy everything with the label.
+    /// Destroy everything with the label. Gives how much of it is left, and the number of objects that the user sees.
     CleanUp,
 }
 

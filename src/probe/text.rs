@@ -195,10 +195,10 @@ fn end(report: &Report) -> String {
     for fault in &report.faults {
         let _ = writeln!(text, "The module's process was lost at {:?}: {}.", fault.step, fault.outcome);
     }
-    if report.clean_up.left != Some(0) {
+    if !report.clean_up.outcome.works() {
         let _ = writeln!(
             text,
-            "KEYS MAY BE LEFT on the token, with label {}: {}.",
+            "KEYS MAY BE LEFT on the token; ours have the label {}: {}.",
             report.clean_up.label, report.clean_up.outcome
         );
     }

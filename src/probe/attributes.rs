@@ -222,7 +222,7 @@ impl Wrapping {
         let wrapping = with(template.clone(), flag(sys::CKA_WRAP, true));
         let made = bench.make(candidate.generate, &wrapping);
         let leaving = bench.make(candidate.generate, &with(template, flag(sys::CKA_EXTRACTABLE, true)));
-        let mut refused = match (made, leaving) {
+        let refused = match (made, leaving) {
             (Ok(key), Ok(leaving)) => {
                 let mut refused = Outcome::untried("no mechanism wraps");
                 for mechanism in [sys::CKM_AES_KEY_WRAP, sys::CKM_AES_KEY_WRAP_KWP, sys::CKM_AES_KEY_WRAP_PAD] {
@@ -232,7 +232,7 @@ impl Wrapping {
                     match bench.home()?.wrap_by(mechanism, key, leaving) {
                         Ok(()) => return Ok(Ok(Self { key, mechanism })),
                         Err(error) => {
-                            refused = Outcome::untried(format!("nothing is wrapped, {}", Outcome::from(&error)))
+                            refused = Outcome::untried(format!("nothing is wrapped, {}", Outcome::from(&error)));
                         }
                     }
                 }
@@ -242,7 +242,6 @@ impl Wrapping {
                 Outcome::untried(format!("no keys to wrap, {}", Outcome::from(&error)))
             }
         };
-        refused.detail.truncate(120);
         Ok(Err(refused))
     }
 }

@@ -50,7 +50,7 @@ impl Bench {
         Ok(Keys { keys: KekKeys { key, mac: mac.transpose()? } })
     }
 
-    /// Makes a key. Attributes of the same number take the place of earlier ones.
+    /// Makes a key.
     pub(super) fn make(&mut self, generate: u64, template: &[Setting]) -> Result<Key, Error> {
         self.in_use = true;
         self.home()?.generate_with(generate, template)
@@ -74,10 +74,15 @@ impl Bench {
             (sys::CKA_LABEL, self.label.as_bytes().to_vec()),
         ];
         template.extend(rights.iter().map(|right| flag(*right, true)));
-        template.extend(candidate.add.iter().map(|(name, setting)| match setting {
-            AttributeSetting::Flag(value) => flag(*name, *value),
-            AttributeSetting::Number(value) => number(*name, *value),
-        }));
+        for (name, setting) in &candidate.add {
+            template = with(
+                template,
+                match setting {
+                    AttributeSetting::Flag(value) => flag(*name, *value),
+                    AttributeSetting::Number(value) => number(*name, *value),
+                },
+            );
+        }
         template.retain(|(name, _)| !candidate.omit.contains(name));
         template
     }

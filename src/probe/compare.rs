@@ -44,26 +44,35 @@ pub(super) fn compare(profile: &Profile, report: &Report) -> Comparison {
     let found = &report.module.manufacturer;
     let says = if known.is_empty() { "any".to_owned() } else { known.join(", ") };
     line("module.manufacturers", says, found.clone(), known.is_empty() || known.contains(found));
-    if let Some(reason) = &profile.refuse {
+    if let Some(reason) = profile.refuse.as_ref().filter(|_| report.logins > 0) {
         let fit = if report.is_fit() { "nothing speaks against it" } else { "not fit for a KEK" };
         line("refuse", reason.clone(), fit.to_owned(), !report.is_fit());
     }
-    let own = profile.seal.map(|seal| candidates::name(&seal.sealing));
-    let finding = own.as_ref().and_then(|name| report.seals.get(name));
-    if let (Some(name), Some(finding)) = (&own, finding) {
-        line("seal", name.clone(), finding.outcome.to_string(), finding.outcome.works());
-        if let Some(changed) = &finding.changed_bit
-            && let Some((function, code)) = changed.call()
-        {
+    let by_tool = profile.key.generate == KeyGeneration::Tool;
+    if let Some(keys) = report.keys.found() {
+        let says = match profile.key.generate {
+            KeyGeneration::Mechanism(mechanism) => profile::mechanism_name(mechanism),
+            KeyGeneration::Tool => "tool".to_owned(),
+        };
+        line("key.generate", says, keys.token.to_string(), by_tool || keys.token.works());
+    }
+    let own = profile.seal.map(|seal| (candidates::name(&seal.sealing), seal.sealing));
+    let finding = own.as_ref().and_then(|(name, _)| report.seals.get(name));
+    if let (Some((name, sealing)), Some(finding)) = (own, finding) {
+        // Without a key of the vendor's tool nothing could be sealed.
+        let untried = by_tool && finding.outcome.call().is_some_and(|(function, _)| function == "C_GenerateKey");
+        if untried {
+            let listed = report.lists(&sealing);
+            let module = if listed { "mechanisms are there; no key to try" } else { "mechanisms are not there" };
+            line("seal", name, module.to_owned(), listed);
+        } else {
+            line("seal", name, finding.outcome.to_string(), finding.outcome.works());
+        }
+        if let Some((function, code)) = finding.changed_bit.as_ref().and_then(|changed| changed.call()) {
             let class = codes::classify(function, code, &profile.codes);
             let says = format!("{} is {}", codes::name(code), class.word());
             line("codes", says, format!("{function} answers a changed seal so"), class == Class::Data);
         }
-    }
-    if let KeyGeneration::Mechanism(mechanism) = profile.key.generate {
-        let made = report.keys.found().map(|keys| keys.token.to_string());
-        let works = report.keys.found().is_some_and(|keys| keys.token.works());
-        line("key.generate", profile::mechanism_name(mechanism), made.unwrap_or_else(|| report.keys_why()), works);
     }
     for (name, finding) in report.attributes.found().into_iter().flatten() {
         let is_omitted = profile.key.omit.iter().any(|number| profile::attribute_name(*number) == *name);
@@ -81,17 +90,8 @@ pub(super) fn compare(profile: &Profile, report: &Report) -> Comparison {
         let module = if sessions.refused.is_some() { format!("{open}, no more") } else { format!("at least {open}") };
         line("sessions.max", max.to_string(), module, sessions.refused.is_none() || open >= max);
     }
-    if let Some(kek) = report.kek.found() {
+    if let Some(kek) = report.kek.found().filter(|_| profile.refuse.is_none()) {
         line("a ceremony's KEK", "made".to_owned(), kek.outcome.to_string(), kek.outcome.works());
     }
     Comparison { name: profile.full_name(), agrees: lines.iter().all(|line| line.agrees), lines }
-}
-
-impl Report {
-    fn keys_why(&self) -> String {
-        match &self.keys {
-            super::report::Section::Found(keys) => keys.token.to_string(),
-            super::report::Section::Not(why) => why.to_string(),
-        }
-    }
 }

@@ -18,7 +18,7 @@ pub fn draft(report: &Report, profile: Option<&Profile>) -> String {
     let all = candidates(profile);
     let tried = report.chosen.as_ref().and_then(|name| all.iter().find(|candidate| candidate.name == *name));
     let by_tool = report.keys.found().is_some_and(|keys| !keys.token.works());
-    let guessed = all.iter().find(|candidate| by_tool && is_listed(report, candidate));
+    let guessed = all.iter().find(|candidate| by_tool && report.lists(&candidate.sealing));
     let refuse = refusal(report, tried.or(guessed));
     let mut text = head(report, refuse.as_deref());
     text += &module(report, profile);
@@ -180,15 +180,6 @@ fn refusal(report: &Report, candidate: Option<&Candidate>) -> Option<String> {
     }
     let kek = report.kek.found().map(|kek| &kek.outcome);
     kek.filter(|outcome| !outcome.works()).map(|outcome| format!("no KEK can be made there, {outcome}"))
-}
-
-fn is_listed(report: &Report, candidate: &Candidate) -> bool {
-    let known = report.mechanisms.found().map(|mechanisms| &mechanisms.known);
-    candidate.sealing.call == SealCall::Encrypt
-        && candidate.sealing.mechanisms().iter().all(|(number, _)| {
-            let name = profile::mechanism_name(*number);
-            known.and_then(|known| known.get(&name)?.as_ref()).is_some()
-        })
 }
 
 /// 1 to 63 of `a-z`, `0-9` and `-`, from a vendor's name.

@@ -17,6 +17,8 @@ use super::seals::SealFinding;
 use super::sessions::Sessions;
 use super::sizes::Sizes;
 use super::speed::Speed;
+use crate::profile;
+use crate::seal::Sealing;
 
 /// Everything that a probe found out.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -114,6 +116,15 @@ impl<T> Section<T> {
 }
 
 impl Report {
+    /// Whether the token lists all mechanisms of this way of sealing.
+    pub(super) fn lists(&self, sealing: &Sealing) -> bool {
+        let known = self.mechanisms.found().map(|mechanisms| &mechanisms.known);
+        sealing.mechanisms().iter().all(|(number, _)| {
+            let name = profile::mechanism_name(*number);
+            known.and_then(|known| known.get(&name)?.as_ref()).is_some()
+        })
+    }
+
     /// Whether a KEK can be kept and used there, and nothing went wrong: what the exit code says where there is no profile.
     pub fn is_fit(&self) -> bool {
         let secret = self.secrecy.found().is_none_or(|findings| {

@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 
 use super::bench::Bench;
 use super::outcome::Outcome;
-use crate::pkcs11::Error;
 
 /// The sessions of one program, that of the login included.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -19,16 +18,16 @@ pub struct Sessions {
 /// More than `serve` ever opens.
 pub(super) const MOST: usize = 65;
 
-pub(super) fn run(bench: &Bench) -> Result<Sessions, Error> {
+pub(super) fn run(bench: &Bench) -> Sessions {
     let mut open = Vec::new();
     let of_login = usize::from(bench.login.is_some());
     while open.len() + of_login < MOST {
         match bench.token.open_session() {
             Ok(session) => open.push(session),
             Err(error) => {
-                return Ok(Sessions { open: open.len() + of_login, refused: Some(Outcome::from(&error)) });
+                return Sessions { open: open.len() + of_login, refused: Some(Outcome::from(&error)) };
             }
         }
     }
-    Ok(Sessions { open: open.len() + of_login, refused: None })
+    Sessions { open: open.len() + of_login, refused: None }
 }

@@ -172,7 +172,7 @@ fn kek(report: &Report) -> String {
         let mut text = format!("{}\n", kek.outcome);
         if !kek.permit.is_empty() {
             let names: Vec<_> = kek.permit.iter().map(ToString::to_string).collect();
-            text += &format!("The plan must have: kek.permit: [{}]\n", names.join(", "));
+            let _ = writeln!(text, "The plan must have: kek.permit: [{}]", names.join(", "));
         }
         let rows =
             kek.refusals.iter().map(|(attempt, answer)| vec![attempt.clone(), answer.replace(" returned ", " ")]);

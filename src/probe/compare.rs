@@ -95,3 +95,52 @@ pub(super) fn compare(profile: &Profile, report: &Report) -> Comparison {
     }
     Comparison { name: profile.full_name(), agrees: lines.iter().all(|line| line.agrees), lines }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::report::tests::with;
+    use super::*;
+
+    fn differing(profile: &str, place: &str, value: serde_json::Value) -> Vec<String> {
+        let comparison = compare(&Profile::by_name(profile).unwrap(), &with(place, value));
+        let differing: Vec<_> =
+            comparison.lines.iter().filter(|line| !line.agrees).map(|line| line.field.clone()).collect();
+        assert_eq!(comparison.agrees, differing.is_empty());
+        differing
+    }
+
+    #[test]
+    fn each_difference_is_named() {
+        assert_eq!(differing("softhsm2", "/version", json!(1)), [""; 0]);
+        let seal = "/seals/aes-gcm~1random-sent-12";
+        for (place, value, field) in [
+            ("/module/manufacturer", json!("Somebody"), "module.manufacturers"),
+            (&format!("{seal}/outcome"), json!("refused: C_Encrypt CKR_DEVICE_ERROR"), "seal"),
+            (&format!("{seal}/changed_bit"), json!("refused: C_Decrypt CKR_DEVICE_ERROR"), "codes"),
+            ("/keys/token", json!("refused: C_GenerateKey CKR_DEVICE_ERROR"), "key.generate"),
+            (
+                "/attributes/CKA_COPYABLE/generate",
+                json!("refused: C_GenerateKey CKR_GENERAL_ERROR"),
+                "key CKA_COPYABLE",
+            ),
+            ("/kek/outcome", json!("differs: CKA_LOCAL is false, expected true"), "a ceremony's KEK"),
+        ] {
+            assert_eq!(differing("softhsm2", place, value), [field]);
+        }
+    }
+
+    #[test]
+    fn what_was_not_tried_does_not_differ() {
+        assert_eq!(differing("softhsm2", "/attributes", json!("untried: no seal works")), [""; 0]);
+        assert_eq!(differing("softhsm2", "/kek", json!("untried: no seal works")), [""; 0]);
+    }
+
+    #[test]
+    fn a_profile_that_refuses_agrees_with_an_unfit_token() {
+        let differs = differing("nss", "/secrecy/wrap-out", json!("differs: the key was given away"));
+        assert!(!differs.contains(&"refuse".to_owned()), "{differs:?}");
+        assert!(differing("nss", "/version", json!(1)).contains(&"refuse".to_owned()));
+    }
+}

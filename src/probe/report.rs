@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use super::attributes::AttributeFinding;
 use super::compare::Comparison;
@@ -75,7 +77,7 @@ pub struct Report {
 }
 
 /// The finding of a step, or why there is none.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Section<T> {
     /// The finding.
@@ -108,6 +110,16 @@ pub struct CleanUp {
     pub outcome: Outcome,
 }
 
+// By hand: an untagged enum cannot read numbers as the keys of a map.
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Section<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(text) => text.parse().map(Self::Not).map_err(D::Error::custom),
+            finding => serde_json::from_value(finding).map(Self::Found).map_err(D::Error::custom),
+        }
+    }
+}
+
 impl<T> Section<T> {
     /// The finding.
     pub fn found(&self) -> Option<&T> {
@@ -132,5 +144,79 @@ impl Report {
         });
         let kek = self.kek.found().is_some_and(|kek| kek.outcome.works());
         secret && kek && self.faults.is_empty() && self.clean_up.outcome.works()
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The report of a token that is as it should be.
+    pub(in crate::probe) fn sample() -> Value {
+        json!({
+            "version": 1, "tool": "hsm-kms 0.1.0", "time": "2026-01-02T03:04:05Z", "path": "/usr/lib/a.so", "sha256": "00",
+            "module": {
+                "manufacturer": "SoftHSM", "library": "l", "library_version": "2.6", "cryptoki_version": "2.40",
+                "interfaces": [],
+            },
+            "token": {
+                "label": "kek", "manufacturer": "m", "model": "d", "serial": "1", "firmware": "2.6", "flags": [],
+                "pin_bytes": [4, 255], "sessions": null,
+            },
+            "logins": 1,
+            "mechanisms": {"count": 1, "known": {"CKM_AES_GCM": {"key_size": [16, 32], "flags": ["encrypt"]}}},
+            "keys": {"session": "works", "token": "works", "destroy": "works"},
+            "seals": {"aes-gcm/random-sent-12": {
+                "outcome": "works", "changed_bit": "refused: C_Decrypt CKR_GENERAL_ERROR",
+                "other_context": "refused: C_Decrypt CKR_GENERAL_ERROR", "longest": "works",
+            }},
+            "chosen": "aes-gcm/random-sent-12",
+            "attributes": {"CKA_COPYABLE": {
+                "value": false, "generate": "works", "reads": false, "forbidden": "refused: C_CopyObject CKR_ACTION_PROHIBITED",
+            }},
+            "defaults": {"CKA_WRAP": true},
+            "secrecy": {"wrap-out": "refused: C_WrapKey CKR_KEY_UNEXTRACTABLE"},
+            "sizes": {"encrypt": {"says": 48, "is": 48}, "decrypt": {"says": "refused: C_Decrypt CKR_DEVICE_ERROR", "is": 32}},
+            "small_buffer": {"outcome": "refused: C_Encrypt CKR_BUFFER_TOO_SMALL", "lives_on": true},
+            "short_ciphertext": "refused: C_Decrypt CKR_GENERAL_ERROR",
+            "sessions": {"open": 65, "refused": null},
+            "speed": {"token_key": true, "p50_us": 10, "max_us": 20, "per_second": {"1": 100, "2": 200}},
+            "kek": {"outcome": "works", "attributes": {"CKA_LOCAL": true}, "permit": [], "refusals": {}},
+            "faults": [],
+            "clean_up": {"label": "hsm-kms-probe-00", "left": 0, "objects": [1, 1], "outcome": "works"},
+            "profile": null,
+        })
+    }
+
+    /// The sample with this value at this place.
+    pub(in crate::probe) fn with(place: &str, value: Value) -> Report {
+        let mut sample = sample();
+        *sample.pointer_mut(place).unwrap() = value;
+        serde_json::from_value(sample).unwrap()
+    }
+
+    #[test]
+    fn a_report_comes_back_from_its_json() {
+        let report = with("/version", json!(1));
+        assert_eq!(serde_json::to_value(&report).unwrap(), sample());
+        let crashed = with("/speed", json!("crashed: signal 11"));
+        assert_eq!(crashed.speed, Section::Not("crashed: signal 11".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_speaks_against_a_kek_makes_it_unfit() {
+        assert!(with("/version", json!(1)).is_fit());
+        assert!(with("/secrecy/wrap-out", json!("untried: no mechanism wraps")).is_fit());
+        for (place, value) in [
+            ("/secrecy/wrap-out", json!("differs: the key was given away")),
+            ("/kek", json!("crashed: signal 11")),
+            ("/kek/outcome", json!("refused: C_GenerateKey CKR_DEVICE_ERROR")),
+            ("/faults", json!([{"step": "speed", "outcome": "hung: no answer in 30 s"}])),
+            ("/clean_up/outcome", json!("differs: 1 could not be destroyed")),
+        ] {
+            assert!(!with(place, value).is_fit(), "{place}");
+        }
     }
 }

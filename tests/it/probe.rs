@@ -1,13 +1,15 @@
 //! `hsm-kms hsm probe`: its findings on real modules and on imitated ones, and that it leaves a token as it was.
 
+mod drafts;
+mod faults;
+
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
 use crate::fault_module::FaultModule;
-use crate::harness::{Config, LABEL, Plugin, TestToken, program, run, run_ceremony_on, text, write_secret};
+use crate::harness::{LABEL, TestToken, program, run_ceremony_on, text};
 use crate::parts;
 use crate::refusal::refusal;
 use crate::yubihsm::device::Device;
@@ -228,112 +230,6 @@ fn a_limit_of_sessions_is_found() {
     assert_eq!(working(&report).len(), 3, "{report:#}");
 }
 
-/// A crash costs the step in which it happens, and one more login with the PIN that the token has taken.
-#[test]
-fn a_crash_and_a_hang_are_findings() {
-    for (action, outcome) in [
-        (json!("crash"), "crashed: signal 11"),
-        (json!("hang_for_ever"), "hung: no answer in 4 s"),
-        (json!({"exit": 3}), "crashed: exit code 3"),
-    ] {
-        let token = TestToken::softhsm2();
-        let (section, fault) = in_front(&token);
-        // The third encryption: within the first seal, after it was tried with one byte.
-        fault.set(&json!({"rules": [{"function": "C_Encrypt", "after": 2, "times": 1, "action": action}]}));
-        let (report, code) = probe(&section, &["--step-limit", "4"]);
-        assert_eq!(code, 1, "{report:#}");
-        assert_eq!(report["faults"], json!([{"step": "seal aes-gcm/random-sent-12", "outcome": outcome}]));
-        assert_eq!(report["seals"]["aes-gcm/random-sent-12"], json!({"outcome": outcome}));
-        assert_eq!(report["chosen"], "aes-gcm/random-sent-16", "{report:#}");
-        assert_eq!(report["kek"]["outcome"], "works", "{report:#}");
-        assert_eq!((&report["logins"], fault.calls("C_Login")), (&json!(2), 2));
-        assert_eq!(report["clean_up"]["left"], 0);
-        assert_eq!(objects(&token), 0);
-    }
-}
-
-/// The step was trying a key on the token when the process died: the next one finds it by its label.
-#[test]
-fn a_key_of_a_step_that_crashed_is_destroyed() {
-    let token = TestToken::softhsm2();
-    let (section, fault) = in_front(&token);
-    // C_CopyObject is called with token keys only.
-    fault.once("C_CopyObject", &json!("crash"));
-    let (report, code) = probe(&section, &[]);
-    assert_eq!((code, &report["attributes"]), (1, &json!("crashed: signal 11")), "{report:#}");
-    assert_eq!(report["clean_up"]["left"], 0);
-    assert_eq!(objects(&token), 0);
-}
-
-#[test]
-fn keys_that_cannot_be_destroyed_are_named() {
-    let token = TestToken::softhsm2();
-    let (section, fault) = in_front(&token);
-    fault.always("C_DestroyObject", &json!({"return": "CKR_FUNCTION_FAILED"}));
-    let (report, code) = probe(&section, &[]);
-    assert_eq!(code, 1);
-    let left = report["clean_up"]["left"].as_u64().unwrap();
-    assert!(left > 0 && report["keys"]["destroy"].as_str().unwrap().starts_with("differs: "), "{report:#}");
-    let label = report["clean_up"]["label"].as_str().unwrap();
-    let output = output(&section, &[]);
-    let report = String::from_utf8(output.stdout).unwrap();
-    assert!(report.contains("KEYS MAY BE LEFT on the token; ours have the label hsm-kms-probe-"), "{report}");
-    assert!(label.starts_with("hsm-kms-probe-"));
-}
-
-#[test]
-fn a_module_that_crashes_at_the_login_is_not_asked_again() {
-    let token = TestToken::softhsm2();
-    let (section, fault) = in_front(&token);
-    fault.always("C_Login", &json!("crash"));
-    let output = output(&section, &["--json"]);
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!((output.status.code(), fault.calls("C_Login")), (Some(3), 1), "{error}");
-    assert!(error.contains("the login: crashed: signal 11") && output.stdout.is_empty(), "{error}");
-}
-
-/// The PIN was good, and is refused after a crash: somebody changed it. That is the end of it.
-#[test]
-fn a_pin_that_is_refused_after_a_crash_ends_the_probe() {
-    let token = TestToken::softhsm2();
-    let (section, fault) = in_front(&token);
-    fault.set(&json!({"rules": [
-        {"function": "C_Encrypt", "times": 1, "action": "crash"},
-        {"function": "C_Login", "after": 1, "action": {"return": "CKR_PIN_INCORRECT"}},
-    ]}));
-    let (report, code) = probe(&section, &[]);
-    assert_eq!((code, fault.calls("C_Login")), (1, 2), "{report:#}");
-    let why = report["seals"]["aes-cbc-hmac"]["outcome"].as_str().unwrap();
-    assert!(why.starts_with("untried: no new start: C_Login returned CKR_PIN_INCORRECT"), "{why}");
-    assert_eq!(report["clean_up"]["left"], Value::Null);
-}
-
-#[test]
-fn a_wrong_pin_is_tried_once() {
-    let token = TestToken::new();
-    let (mut section, fault) = in_front(&token);
-    let wrong = token.directory().join("wrong");
-    write_secret(&wrong, "wrong-pin-1");
-    section["pin"]["file"] = json!(wrong);
-    let output = output(&section, &[]);
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!((output.status.code(), fault.calls("C_Login")), (Some(1), 1), "{error}");
-    assert!(error.contains("why: C_Login returned CKR_PIN_INCORRECT") && !error.contains("wrong-pin-1"), "{error}");
-}
-
-#[test]
-fn a_pin_on_its_last_try_is_not_tried() {
-    let token = TestToken::softhsm2();
-    let (section, fault) = in_front(&token);
-    for flag in ["CKF_USER_PIN_FINAL_TRY", "CKF_USER_PIN_LOCKED"] {
-        fault.always("C_GetTokenInfo", &json!({"token_info": {"flags": [flag]}}));
-        let output = output(&section, &[]);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert_eq!((output.status.code(), fault.calls("C_Login")), (Some(1), 0), "{error}");
-        assert!(error.contains(flag) && error.contains("no PIN was tried"), "{error}");
-    }
-}
-
 #[test]
 fn without_a_pin_nothing_is_tried() {
     let token = TestToken::new();
@@ -430,84 +326,4 @@ fn the_report_fits_a_terminal() {
     for part in ["Ways of sealing", "aes-gcm/random-sent-12", "COPYABLE=false", "wrap-out", "seals a second"] {
         assert!(text.contains(part), "{part}\n{text}");
     }
-}
-
-/// A draft is a profile with which a KEK can be made and served on the same token.
-async fn draft_serves(section: &Value, directory: &Path) -> String {
-    let drafted = output(section, &["--emit-profile"]);
-    assert_eq!(drafted.status.code(), Some(0), "{}", String::from_utf8_lossy(&drafted.stderr));
-    let draft = String::from_utf8(drafted.stdout).unwrap();
-    let path = directory.join("draft.yaml");
-    fs::write(&path, &draft).unwrap();
-    let lint = run(&["profiles", "lint", &text(&path)], b"");
-    let lint = String::from_utf8(lint.stdout).unwrap() + &String::from_utf8_lossy(&lint.stderr);
-    assert!(lint.contains("the file is right; this release can use it"), "{lint}\n{draft}");
-    assert!(lint.contains("recover") && !lint.contains("seal,"), "{lint}");
-
-    let (report, _) = probe(section, &[]);
-    let permit: Vec<_> =
-        report["kek"]["permit"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
-    for name in &permit {
-        assert!(draft.contains(name), "{draft}");
-    }
-    let mut section = section.clone();
-    section["profile"] = json!(path);
-    let record = run_ceremony_on(&section, &permit, directory);
-    let mut plugin = Plugin::start(&Config::on(&section, directory, &record, "drafted")).healthy().await;
-    let socket = text(plugin.socket());
-    let sealed = run(&["call", "encrypt", "--socket", &socket], b"0123456789abcdef0123456789abcdef");
-    assert!(sealed.status.success(), "{sealed:?}");
-    let opened = run(&["call", "decrypt", "--socket", &socket], &sealed.stdout);
-    assert_eq!(opened.stdout, b"0123456789abcdef0123456789abcdef");
-    plugin.stop().await;
-    draft
-}
-
-#[tokio::test]
-async fn a_draft_serves_on_the_module_that_it_is_of() {
-    let token = TestToken::new();
-    let draft = draft_serves(&token.section(), token.directory()).await;
-    assert!(draft.contains("iv: { send: random, found: sent, bytes: 12 }"), "{draft}");
-    assert_eq!(draft.contains("CKR_GENERAL_ERROR@C_Decrypt: data"), token.profile == "softhsm2", "{draft}");
-}
-
-#[tokio::test]
-async fn a_draft_serves_on_an_imitated_luna() {
-    let token = TestToken::new();
-    let (section, fault) = in_front(&token);
-    fault.set(&json!({"imitate": {"iv": "luna-fips"}}));
-    let draft = draft_serves(&section, token.directory()).await;
-    assert!(draft.contains("iv: { send: none, found: suffix, bytes: 16 }"), "{draft}");
-}
-
-#[tokio::test]
-async fn a_draft_serves_on_the_driver_of_yubico() {
-    let device = Device::new();
-    let draft = draft_serves(&device.section(), device.directory()).await;
-    assert!(draft.contains("omit: [") && draft.contains("type: 0xd955422a"), "{draft}");
-}
-
-/// Without a seal there is no profile but one that refuses; without keys, the vendor's tool must make them.
-#[test]
-fn a_token_without_a_seal_drafts_a_refusal() {
-    let token = TestToken::softhsm2();
-    let (section, fault) = in_front(&token);
-    let draft = || {
-        let drafted = output(&section, &["--emit-profile"]);
-        assert_eq!(drafted.status.code(), Some(1));
-        let path = token.directory().join("draft.yaml");
-        fs::write(&path, &drafted.stdout).unwrap();
-        let lint = run(&["profiles", "lint", &text(&path)], b"");
-        assert!(lint.status.success(), "{lint:?}");
-        String::from_utf8(drafted.stdout).unwrap()
-    };
-    fault.always("C_EncryptInit", &json!({"return": "CKR_MECHANISM_INVALID"}));
-    let refusing = draft();
-    assert!(refusing.contains("refuse: \"no seal of this release was seen to work on it\""), "{refusing}");
-    assert!(!refusing.contains("seal:"), "{refusing}");
-
-    fault.always("C_GenerateKey", &json!({"return": "CKR_FUNCTION_NOT_SUPPORTED"}));
-    let by_tool = draft();
-    assert!(by_tool.contains("generate: tool") && by_tool.contains("mechanism: aes-gcm"), "{by_tool}");
-    assert!(!by_tool.contains("seal: device"), "{by_tool}");
 }

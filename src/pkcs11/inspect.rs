@@ -5,7 +5,7 @@ use cryptoki::object::{Attribute, AttributeType};
 use cryptoki_sys as sys;
 
 use super::raw::{Mechanism, Parameter, TooSmall, WRONG_LENGTH};
-use super::{Error, Key, Module, Session, Token};
+use super::{Error, Key, Session, Token};
 use crate::seal::{IvSend, Seal, Sealing};
 
 /// What a module says of a mechanism (`C_GetMechanismInfo`).
@@ -36,14 +36,13 @@ pub struct OneByte {
     pub then: Result<(), Error>,
 }
 
-impl Module {
-    /// Name and version of each interface (`C_GetInterfaceList`). Empty: the module is older than PKCS#11 3.0.
-    pub fn interfaces(&self) -> Vec<String> {
-        self.inner.functions.interfaces().unwrap_or_default()
-    }
-}
-
 impl Token {
+    /// Name and version of each interface of the module (`C_GetInterfaceList`). Empty: it is older than PKCS#11 3.0. One wrapper
+    /// (pkcs11-spy) crashes when it is asked.
+    pub fn interfaces(&self) -> Vec<String> {
+        self.module.inner.functions.interfaces().unwrap_or_default()
+    }
+
     /// The token's limits and flags as they are now.
     pub fn limits(&self) -> Result<TokenLimits, Error> {
         let limits = self.module.inner.functions.token_limits(self.slot.id());

@@ -116,6 +116,7 @@ impl Worker {
                 bench.login = Some(login);
                 value(&count)
             }
+            Step::Interfaces => value(&bench.token.interfaces()),
             Step::Mechanisms => value(&mechanisms::run(bench)?),
             Step::Keys => value(&keys::run(bench)?),
             Step::Seal(trial) => value(&seals::run(bench, trial.candidate, trial.on_token)?),

@@ -15,7 +15,6 @@ use crate::exit::ExitCode;
 pub(super) struct Driver<'a> {
     target: Target,
     label: String,
-    logs_in: bool,
     limit: Duration,
     process: Option<Process>,
     logins: u32,
@@ -35,14 +34,12 @@ const MOST_FAULTS: usize = 8;
 impl<'a> Driver<'a> {
     pub(super) fn new(
         target: Target,
-        logs_in: bool,
         limit: Duration,
         count: usize,
         watcher: &'a mut dyn FnMut(usize, usize, &str),
     ) -> Result<Self, Failure> {
         Ok(Self {
             label: label()?,
-            logs_in,
             limit,
             process: None,
             logins: 0,
@@ -66,27 +63,46 @@ impl<'a> Driver<'a> {
         (self.logins, self.faults)
     }
 
-    /// The first process: module, token, login.
+    /// The first process: module and token.
     pub(super) fn begin(&mut self) -> Result<Identity, Failure> {
         self.watch("module and token");
         self.start()
     }
 
-    /// A process that is logged in.
+    /// The first login.
+    pub(super) fn log_in(&mut self) -> Result<(), Failure> {
+        self.watch("login");
+        // What was asked for before it may have cost the process.
+        let process = self.process.take().map_or_else(|| self.spawn().map(|(process, _)| process), Ok)?;
+        self.process = Some(self.logged_in(process)?);
+        Ok(())
+    }
+
+    /// A process that has the module, and is logged in if the first one was.
     fn start(&mut self) -> Result<Identity, Failure> {
+        let (mut process, identity) = self.spawn()?;
+        if self.logins > 0 {
+            process = self.logged_in(process)?;
+        }
+        self.process = Some(process);
+        Ok(identity)
+    }
+
+    fn spawn(&self) -> Result<(Process, Identity), Failure> {
         let mut process = Process::spawn().map_err(|error| {
             let why = format!("the probing process cannot be started: {error}");
             Failure::new(ExitCode::NotReachable, why, "check limits on processes and memory")
         })?;
         let step = Step::Start { target: self.target.clone(), label: self.label.clone() };
         let identity = ask_first(&mut process, &step, self.limit, "loading the module")?;
-        if self.logs_in {
-            self.logins += 1;
-            let objects = ask_first(&mut process, &Step::Login, self.limit, "the login")?;
-            self.objects = self.objects.or(objects);
-        }
-        self.process = Some(process);
-        Ok(identity)
+        Ok((process, identity))
+    }
+
+    fn logged_in(&mut self, mut process: Process) -> Result<Process, Failure> {
+        self.logins += 1;
+        let objects = ask_first(&mut process, &Step::Login, self.limit, "the login")?;
+        self.objects = self.objects.or(objects);
+        Ok(process)
     }
 
     pub(super) fn section<T: DeserializeOwned>(&mut self, name: &str, step: &Step) -> Section<T> {

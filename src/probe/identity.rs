@@ -27,8 +27,6 @@ pub struct ModuleIdentity {
     pub library_version: String,
     /// cryptokiVersion.
     pub cryptoki_version: String,
-    /// Name and version of each interface. Empty before PKCS#11 3.0.
-    pub interfaces: Vec<String>,
 }
 
 /// What the token says of itself.
@@ -55,12 +53,11 @@ pub struct TokenIdentity {
 
 pub(super) fn run(module: &Module, token: &Token) -> Result<Identity, Error> {
     let ModuleInfo { manufacturer, library, library_version, cryptoki_version } = module.info()?;
-    let interfaces = module.interfaces();
     let limits = token.limits()?;
     let flags = FLAGS.into_iter().filter(|(flag, _)| limits.flags & flag != 0).map(|(_, name)| name.to_owned());
     let TokenInfo { label, manufacturer: token_manufacturer, model, serial, firmware } = token.info().clone();
     Ok(Identity {
-        module: ModuleIdentity { manufacturer, library, library_version, cryptoki_version, interfaces },
+        module: ModuleIdentity { manufacturer, library, library_version, cryptoki_version },
         token: TokenIdentity {
             label,
             manufacturer: token_manufacturer,

@@ -64,7 +64,7 @@ pub fn run(probe: Probe<'_>) -> Result<Report, Failure> {
     let path = target.module.clone();
     let logs_in = target.pin.is_some() || profile.as_ref().is_some_and(|profile| profile.login.user == UserKind::None);
     let count = if logs_in { candidates.len() + OTHER_STEPS } else { STEPS_WITHOUT_LOGIN };
-    let mut driver = Driver::new(target, logs_in, limit, count, watcher)?;
+    let mut driver = Driver::new(target, limit, count, watcher)?;
     let Identity { module, token } = driver.begin()?;
     let untried = Outcome::untried(if logs_in { "no seal works" } else { "nobody logged in" });
     let mut report = Report {
@@ -76,6 +76,7 @@ pub fn run(probe: Probe<'_>) -> Result<Report, Failure> {
         module,
         token,
         logins: 0,
+        interfaces: driver.section("interfaces", &Step::Interfaces),
         mechanisms: driver.section("mechanisms", &Step::Mechanisms),
         keys: Section::Not(untried.clone()),
         seals: BTreeMap::new(),
@@ -94,6 +95,7 @@ pub fn run(probe: Probe<'_>) -> Result<Report, Failure> {
         profile: None,
     };
     if logs_in {
+        driver.log_in()?;
         try_all(&mut driver, &candidates, profile.as_ref(), &mut report);
     }
     (report.logins, report.faults) = driver.end();
@@ -102,10 +104,10 @@ pub fn run(probe: Probe<'_>) -> Result<Report, Failure> {
 }
 
 /// Steps beside those for each way of sealing.
-const OTHER_STEPS: usize = 13;
+const OTHER_STEPS: usize = 15;
 
-/// Module and token, mechanisms.
-const STEPS_WITHOUT_LOGIN: usize = 2;
+/// Module and token, interfaces, mechanisms.
+const STEPS_WITHOUT_LOGIN: usize = 3;
 
 /// Everything that needs keys.
 fn try_all(driver: &mut Driver<'_>, candidates: &[Candidate], profile: Option<&Profile>, report: &mut Report) {

@@ -42,6 +42,8 @@ pub struct Report {
     pub token: TokenIdentity,
     /// How often the user was logged in: once, and once more after each step that the process did not survive.
     pub logins: u32,
+    /// Name and version of each interface of the module. Empty before PKCS#11 3.0.
+    pub interfaces: Section<Vec<String>>,
     /// What the token lists.
     pub mechanisms: Section<Mechanisms>,
     /// Whether throw-away keys can be made.
@@ -159,13 +161,13 @@ pub(super) mod tests {
             "version": 1, "tool": "hsm-kms 0.1.0", "time": "2026-01-02T03:04:05Z", "path": "/usr/lib/a.so", "sha256": "00",
             "module": {
                 "manufacturer": "SoftHSM", "library": "l", "library_version": "2.6", "cryptoki_version": "2.40",
-                "interfaces": [],
             },
             "token": {
                 "label": "kek", "manufacturer": "m", "model": "d", "serial": "1", "firmware": "2.6", "flags": [],
                 "pin_bytes": [4, 255], "sessions": null,
             },
             "logins": 1,
+            "interfaces": [],
             "mechanisms": {"count": 1, "known": {"CKM_AES_GCM": {"key_size": [16, 32], "flags": ["encrypt"]}}},
             "keys": {"session": "works", "token": "works", "destroy": "works"},
             "seals": {"aes-gcm/random-sent-12": {

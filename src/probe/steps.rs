@@ -34,6 +34,7 @@ pub(super) enum Step {
     },
     /// Log in, one attempt. Gives the number of objects that the user sees.
     Login,
+    Interfaces,
     Mechanisms,
     Keys,
     Seal(Trial),

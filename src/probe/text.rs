@@ -28,11 +28,11 @@ pub fn text(report: &Report, colour: bool) -> String {
 
 fn identity(report: &Report) -> String {
     let (module, token) = (&report.module, &report.token);
-    let none = |text: &str| if text.is_empty() { "none" } else { text }.to_owned();
+    let interfaces = of(&report.interfaces, |list| if list.is_empty() { "none".to_owned() } else { list.join(", ") });
     let rows = [
         ("module", report.path.display().to_string()),
         ("", format!("{}, {} {}", module.manufacturer, module.library, module.library_version)),
-        ("", format!("PKCS#11 {}; interfaces: {}", module.cryptoki_version, none(&module.interfaces.join(", ")))),
+        ("", format!("PKCS#11 {}; interfaces: {interfaces}", module.cryptoki_version)),
         ("SHA-256", report.sha256.clone()),
         ("token", format!("{:?}, {} {}", token.label, token.manufacturer, token.model)),
         ("", format!("serial {}, firmware {}", token.serial, token.firmware)),

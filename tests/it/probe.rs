@@ -131,7 +131,7 @@ fn kryoptic_is_found_as_it_is() {
     assert_eq!(code, 0, "{report:#}");
     assert_eq!(objects(&token), 1);
     assert_eq!(report["logins"], 1);
-    assert_eq!(report["module"]["interfaces"], json!(["PKCS 11 3.2", "PKCS 11 3.0", "PKCS 11 2.40"]));
+    assert_eq!(report["interfaces"], json!(["PKCS 11 3.2", "PKCS 11 3.0", "PKCS 11 2.40"]));
     assert_eq!(
         working(&report),
         [

@@ -128,3 +128,15 @@ fn a_probe_that_is_killed_leaves_nothing() {
     fault.clear();
     wait_for("an empty token", || (objects(&token) == 0).then_some(()));
 }
+
+/// What needs no login is asked before it: a crash there costs none.
+#[test]
+fn a_crash_before_the_login_costs_no_login() {
+    let token = TestToken::softhsm2();
+    let (section, fault) = in_front(&token);
+    fault.once("C_GetMechanismList", &json!("crash"));
+    let (report, code) = probe(&section, &[]);
+    assert_eq!((code, &report["mechanisms"]), (1, &json!("crashed: signal 11")), "{report:#}");
+    assert_eq!((&report["logins"], fault.calls("C_Login")), (&json!(1), 1));
+    assert_eq!(report["kek"]["outcome"], "works", "{report:#}");
+}

@@ -34,6 +34,7 @@ mod imitations;
 mod imports;
 mod module_faults;
 mod parts;
+mod probe;
 mod processes;
 mod profiles;
 mod refusal;

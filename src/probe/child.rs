@@ -48,7 +48,10 @@ pub fn run() -> Result<ExitCode, std::io::Error> {
         };
         let mut line = serde_json::to_string(&answer).map_err(std::io::Error::other)?;
         line.push('\n');
-        out.write_all(line.as_bytes())?;
+        if out.write_all(line.as_bytes()).is_err() {
+            // The parent is gone: clear up below.
+            break;
+        }
     }
     // Whatever is left here was left by a parent that died.
     if let Some(mut worker) = worker.filter(|worker| worker.bench.in_use) {

@@ -15,6 +15,7 @@ async fn conforms(name: &str, new_token: fn() -> TestToken) {
     let expected = Expectations::read(name);
     steps::what_is_given_away(new_token, &expected);
     let token = new_token();
+    steps::probe(&token, &expected);
     let record = steps::ceremony(&token, &expected);
     steps::service(&token, &record, &expected).await;
     steps::wrong_pin(&token, &record, &expected).await;

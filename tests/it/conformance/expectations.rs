@@ -29,6 +29,7 @@ pub struct Expectations {
     /// What stands in the KEK record, among other things.
     pub record: Value,
     pub wrong_pin: WrongPin,
+    pub probe: Probe,
 }
 
 #[derive(Deserialize)]
@@ -55,6 +56,17 @@ pub struct WrongPin {
     pub pin: String,
     /// What `C_Login` returns for it.
     pub code: String,
+}
+
+/// What `hsm-kms hsm probe` finds.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Probe {
+    pub exit_code: i32,
+    /// The seals that work, and no others do.
+    pub seals: BTreeSet<String>,
+    /// What stands in the report, among other things.
+    pub report: Value,
 }
 
 impl Expectations {

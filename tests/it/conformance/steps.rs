@@ -13,11 +13,51 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
-use super::expectations::{Expectations, Given, differences};
+use super::expectations::{self, Expectations, Given};
 use crate::fault_module::FaultModule;
 use crate::faults::{faults, until};
-use crate::harness::{Config, Plugin, TestToken, hold_ceremony, write_secret};
+use crate::harness::{Config, Plugin, TestToken, hold_ceremony, program, write_secret};
 use crate::processes::{is_alive, signal, wait_for_worker_after, worker};
+
+/// The probe finds what is expected, and the same as the ceremony does after it.
+pub fn probe(token: &TestToken, expected: &Expectations) {
+    let section = token.section();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let mut probe = program();
+    probe.envs(&token.environment).args(["hsm", "probe", "--json", "--module", &text(&section["module"])]);
+    probe.args(["--token", &text(&section["label"]), "--profile", &text(&section["profile"]), "--pin-file"]);
+    probe.arg(&token.pin);
+    if let Some(reserved) = section["init_reserved"].as_str() {
+        probe.args(["--init-reserved", reserved]);
+    }
+    let output = probe.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(expected.probe.exit_code), "{errors}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut differences = expectations::differences(&expected.probe.report, &report, "probe");
+    let seals = report["seals"].as_object().unwrap().iter();
+    let working: BTreeSet<_> =
+        seals.filter(|(_, seal)| seal["outcome"] == "works").map(|(name, _)| name.clone()).collect();
+    if working != expected.probe.seals {
+        differences.push(format!("working seals: {working:?}, expected {:?}", expected.probe.seals));
+    }
+    let kek = &report["kek"];
+    if kek.is_object() {
+        let outcome = match expected.gives.first() {
+            Some(Given { attempt, .. }) => format!("differs: it must refuse: {attempt}"),
+            None => "works".to_owned(),
+        };
+        let permit: BTreeSet<_> = kek["permit"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+        let ceremony = json!({
+            "outcome": outcome,
+            "attributes": expected.record["kek"]["attributes"],
+            "permit": expected.permit().into_iter().collect::<BTreeSet<_>>(),
+        });
+        let found = json!({"outcome": kek["outcome"], "attributes": kek["attributes"], "permit": permit});
+        differences.extend(expectations::differences(&ceremony, &found, "probe.kek"));
+    }
+    assert!(differences.is_empty(), "{differences:#?} in {report:#}");
+}
 
 /// The ceremony finds out what the token gives away, and stops there. Each on a token of its own: what was given is gone.
 pub fn what_is_given_away(new_token: fn() -> TestToken, expected: &Expectations) {
@@ -48,7 +88,7 @@ pub fn ceremony(token: &TestToken, expected: &Expectations) -> PathBuf {
     }
     let path = token.directory().join("kek-record.json");
     let record = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    let mut differences = differences(&expected.record, &record, "record");
+    let mut differences = expectations::differences(&expected.record, &record, "record");
     if refuses != expected.refuses {
         differences.push(format!("refuses: {refuses:#?}, expected {:#?}", expected.refuses));
     }

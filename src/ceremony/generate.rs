@@ -2,7 +2,7 @@
 
 use cryptoki_sys as sys;
 
-use crate::attributes::{self, AttributeName, AttributeValue, Attributes, Deviation};
+use crate::attributes::{self, AttributeName, AttributeValue, Attributes, Deviation, KeyUse};
 use crate::class::Class;
 use crate::pkcs11::{Error, Key, KeyTemplate, Session};
 
@@ -28,7 +28,17 @@ pub(crate) fn generate(session: &Session, template: &KeyTemplate) -> Result<Key,
 
 /// What of the key on the token is not as it must be.
 pub(crate) fn deviations(template: &KeyTemplate, found: &Attributes) -> Vec<Deviation> {
-    attributes::deviations(template.purpose, &strict(template), found)
+    let mut strict = strict(template);
+    if template.purpose == KeyUse::Mac {
+        // What may sign may also verify: that gives nothing away.
+        strict.remove(&AttributeName::Verify);
+        // A key for this one MAC has a type of its own in PKCS#11, and some modules use it.
+        let of_its_own = AttributeValue::Number(sys::CKK_SHA256_HMAC);
+        if found.get(&AttributeName::KeyType) == Some(&of_its_own) {
+            strict.insert(AttributeName::KeyType, of_its_own);
+        }
+    }
+    attributes::deviations(template.purpose, &strict, found)
 }
 
 /// A key as it must be.

@@ -21,7 +21,7 @@ use self::keys::Keys;
 pub use self::negative::Refusal;
 pub(crate) use self::negative::run as negative_tests;
 pub use self::plan::{Plan, PlanError};
-use crate::attributes::{Deviation, KeyUse};
+use crate::attributes::{AttributeName, Deviation, KeyUse};
 use crate::class::Class;
 use crate::envelope::{Blob, Context};
 use crate::pkcs11::{self, KekKeys, KeyTemplate, Module, Sealed, Session, Token};
@@ -96,7 +96,7 @@ impl CeremonyError {
     pub fn hint(&self) -> String {
         match self {
             Self::Deviates { .. } => {
-                "if the plan's owner accepts it, name the attribute under kek.permit in the plan; the key was destroyed"
+                "if the plan's owner accepts it, name the attribute under kek.permit in the plan; a key that the ceremony made was destroyed"
                     .to_owned()
             }
             Self::LabelTaken { .. } => {
@@ -106,7 +106,7 @@ impl CeremonyError {
                 "no record was written, so no plugin uses this key; destroy it with the vendor's tool".to_owned()
             }
             Self::NotRefused(_) | Self::Proof(_) => {
-                "do not use this token for a KEK; the key was destroyed; tell the vendor".to_owned()
+                "do not use this token for a KEK, and tell the vendor; a key that the ceremony made was destroyed".to_owned()
             }
             Self::Output { .. } => {
                 "name an existing directory without a kek-record.json under output in the plan".to_owned()
@@ -248,11 +248,12 @@ fn prove(plan: &Plan, token: &Token, keys: &Keys, watcher: Watcher<'_>) -> Resul
     )));
 
     watcher(Progress::Begins("try what the token must refuse"));
-    let mut refusals = negative::run(&session, key, &keys.kek)?;
+    let may_be_copied = plan.kek.permit.contains(&AttributeName::Copyable);
+    let mut refusals = negative::run(&session, key, &keys.kek, may_be_copied)?;
     if let (Some((key, _)), Some(template)) = (&mac, &keys.mac) {
-        refusals.extend(negative::run(&session, *key, template)?);
+        refusals.extend(negative::run(&session, *key, template, may_be_copied)?);
     }
-    watcher(Progress::Done(&format!("{} attempts, none succeeded", refusals.len())));
+    watcher(Progress::Done(&format!("{} attempts, none made a key less secret", refusals.len())));
 
     watcher(Progress::Begins("seal and open proof blobs"));
     let handles = KekKeys { key, mac: mac.as_ref().map(|(key, _)| *key) };

@@ -15,14 +15,17 @@ pub struct Refusal {
     pub answer: String,
 }
 
-/// Tries everything that a key of this use must not give. Every attempt runs on the same session: a refusal leaves no operation behind.
+/// Tries everything that a key of this use must not give. `may_be_copied`: the plan permits a token without `CKA_COPYABLE`, so
+/// copies with another right count as permitted; none may be less secret. Every attempt runs on the same session: a refusal leaves no operation behind.
 pub(crate) fn run(
     session: &Session,
     key: Key,
     KeyTemplate { label, purpose, .. }: &KeyTemplate,
+    may_be_copied: bool,
 ) -> Result<Vec<Refusal>, CeremonyError> {
     let mut refusals = Vec::new();
     let mut untried = Vec::new();
+    let mut permitted = Vec::new();
     let mut expect = |attempt: &'static str, outcome: Result<(), Error>| match outcome {
         Ok(()) => Err(CeremonyError::NotRefused(attempt)),
         Err(error) => {
@@ -47,14 +50,29 @@ pub(crate) fn run(
     }
     let is_right = |name: &AttributeName| purpose.rights().contains(name);
     for (attempt, name, value) in LOOSENING.into_iter().filter(|(_, name, _)| !is_right(name)) {
-        expect(attempt, session.set_flag(key, name, value))?;
+        let set = session.set_flag(key, name, value);
+        if set.is_ok() {
+            // Put back, for a key that is not destroyed: one that the vendor's tool made.
+            let _ = session.set_flag(key, name, !value);
+        }
+        expect(attempt, set)?;
     }
     for (attempt, name, value) in LOOSENING_COPIES.into_iter().filter(|(_, name, _)| !is_right(name)) {
-        expect(attempt, session.copy_with_flag(key, name, value))?;
+        match session.copy_with_flag(key, name, value) {
+            Ok(()) if may_be_copied && name.is_negotiable(*purpose) => {
+                permitted.push(Refusal {
+                    key: label.clone(),
+                    attempt,
+                    answer: "done, and the plan permits copies".to_owned(),
+                });
+            }
+            copied => expect(attempt, copied)?,
+        }
     }
     let answer = "the token did not give it".to_owned();
     let mut all = vec![Refusal { key: label.clone(), attempt: "read CKA_VALUE", answer }];
     all.append(&mut refusals);
+    all.append(&mut permitted);
     all.append(&mut untried);
     Ok(all)
 }

@@ -176,9 +176,11 @@ impl Session {
     fn attribute(&self, key: Key, name: AttributeName) -> Result<AttributeValue, Error> {
         match self.session.get_attributes(key.handle, &[attribute_type(name)]) {
             Ok(list) => Ok(list.first().map_or(AttributeValue::UNAVAILABLE, attribute_value)),
-            // cryptoki refuses what it has no name for (an unknown mechanism in a list, for one).
+            // cryptoki refuses what it has no name for (an unknown mechanism in a list, for one). That it cannot be named does not
+            // mean that the module does not have it.
             Err(cryptoki::error::Error::NotSupported | cryptoki::error::Error::InvalidValue) => {
-                Ok(AttributeValue::UNAVAILABLE)
+                let value = self.value(key, attribute_type(name).into())?;
+                Ok(value.as_deref().map_or(AttributeValue::UNAVAILABLE, |bytes| raw_value(name, bytes)))
             }
             Err(cryptoki::error::Error::Pkcs11(
                 cryptoki::error::RvError::AttributeTypeInvalid | cryptoki::error::RvError::AttributeValueInvalid,
@@ -304,6 +306,22 @@ fn attribute_value(attribute: &Attribute) -> AttributeValue {
             let mut list: Vec<u64> = list.iter().map(|mechanism| sys::CK_MECHANISM_TYPE::from(*mechanism)).collect();
             list.sort_unstable();
             AttributeValue::Mechanisms(list)
+        }
+        _ => AttributeValue::UNAVAILABLE,
+    }
+}
+
+/// What an attribute holds whose content cryptoki has no names for.
+fn raw_value(name: AttributeName, bytes: &[u8]) -> AttributeValue {
+    let (numbers, rest) = bytes.as_chunks::<{ size_of::<sys::CK_ULONG>() }>();
+    let mut numbers: Vec<u64> = numbers.iter().map(|bytes| sys::CK_ULONG::from_ne_bytes(*bytes)).collect();
+    match (name, numbers.as_slice(), rest) {
+        (AttributeName::AllowedMechanisms, _, []) => {
+            numbers.sort_unstable();
+            AttributeValue::Mechanisms(numbers)
+        }
+        (AttributeName::KeyType | AttributeName::KeyGenMechanism | AttributeName::ValueLen, [number], []) => {
+            AttributeValue::Number(*number)
         }
         _ => AttributeValue::UNAVAILABLE,
     }

@@ -24,6 +24,8 @@ use crate::secret::Pin;
 /// How long the process may go on, to destroy what it made, when the parent is gone.
 const GRACE: Duration = Duration::from_secs(10);
 
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// Does what the parent asks for until it goes. `Err`: it was not started by a parent.
 pub fn run() -> Result<ExitCode, std::io::Error> {
     // It holds the PIN, and may crash: no core dump of it.
@@ -55,7 +57,10 @@ pub fn run() -> Result<ExitCode, std::io::Error> {
     }
     // Whatever is left here was left by a parent that died.
     if let Some(mut worker) = worker.filter(|worker| worker.bench.in_use) {
-        let _ = worker.bench.clear();
+        // As often as the time allows: a token in use by others may refuse once.
+        while !matches!(worker.bench.clear(), Ok(0)) {
+            thread::sleep(PAUSE);
+        }
     }
     // Not by returning: that runs the module's clean-up, which crashes in some.
     kill_process(getpid(), Signal::KILL)?;

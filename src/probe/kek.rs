@@ -91,7 +91,8 @@ fn prove(
         if let Some(fatal) = deviations.iter().find(|deviation| !is_negotiable(deviation)) {
             return Err(Outcome::differs(fatal.to_string()));
         }
-        let refusals = ceremony::negative_tests(home, *key, template).map_err(|error| match error {
+        let may_be_copied = finding.permit.contains(&AttributeName::Copyable);
+        let refusals = ceremony::negative_tests(home, *key, template, may_be_copied).map_err(|error| match error {
             CeremonyError::NotRefused(attempt) => Outcome::differs(format!("it must refuse: {attempt}")),
             CeremonyError::Pkcs11(error) => Outcome::from(&error),
             other => Outcome::differs(other.to_string()),

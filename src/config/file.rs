@@ -7,12 +7,14 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 
 use super::token::FileToken;
-use super::{Config, Kek, Limits, Log, Socket};
+use super::{Config, Kek, Limits, Log, Socket, Standby, Token};
 use crate::cluster::Cluster;
 use crate::kms::socket::PATH_LIMIT;
+use crate::kms::status::HealthPolicy;
 use crate::observe::log::{Format, Level};
 use crate::profile::Profile;
 use crate::strict::{self, AbsolutePath, Fault};
+use crate::token::MAX_TOKENS;
 
 pub(super) const VERSION: u64 = 1;
 
@@ -25,7 +27,11 @@ pub(super) struct File {
     #[serde(default)]
     socket: FileSocket,
     pub(super) token: FileToken,
+    #[serde(default)]
+    pub(super) standby: Vec<FileStandby>,
     kek: FileKek,
+    #[serde(default)]
+    health: HealthPolicy,
     #[serde(default)]
     limits: FileLimits,
     #[serde(default)]
@@ -39,6 +45,14 @@ struct FileSocket {
     path: SocketPath,
     #[serde(deserialize_with = "strict::from_text")]
     mode: SocketMode,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileStandby {
+    pub(super) token: FileToken,
+    #[serde(deserialize_with = "strict::line")]
+    serial: String,
 }
 
 #[derive(Deserialize)]
@@ -86,9 +100,9 @@ impl Default for FileLog {
 }
 
 impl File {
-    /// The checked configuration, given the profile that the token names.
-    pub(super) fn check(self, profile: Profile) -> Result<Config, Fault> {
-        let Self { _version: _, cluster, socket, token, kek, limits, log } = self;
+    /// The checked configuration, given the profiles that the token and the standby tokens name.
+    pub(super) fn check(self, profile: Profile, standby_profiles: Vec<Profile>) -> Result<Config, Fault> {
+        let Self { _version: _, cluster, socket, token, standby, kek, health, limits, log } = self;
         let FileSocket { path, mode } = socket;
         let FileKek { record, allow_rehearsal } = kek;
         let FileLimits { queue, sessions, deadline_ms } = limits;
@@ -105,10 +119,19 @@ impl File {
                 hint: format!("set it to at most {}", max - 1),
             });
         }
+        let token = token.check(profile)?;
+        if standby.len() >= MAX_TOKENS {
+            let problem = format!("{} tokens in all are too many", standby.len() + 1);
+            return Err(standby_fault(problem, format!("list at most {}", MAX_TOKENS - 1)));
+        }
+        let standby = standby.into_iter().zip(standby_profiles);
+        let standby = standby.map(|(standby, profile)| standby.check(profile, &token)).collect::<Result<_, _>>()?;
         Ok(Config {
             cluster,
             socket: Socket { path: path.0, mode: mode.0 },
-            token: token.check(profile)?,
+            token,
+            standby,
+            health,
             kek: Kek { record: record.0, allow_rehearsal },
             limits: Limits {
                 queue: small(queue),
@@ -118,6 +141,25 @@ impl File {
             log: Log { format, level },
         })
     }
+}
+
+impl FileStandby {
+    fn check(self, profile: Profile, first: &Token) -> Result<Standby, Fault> {
+        let name = profile.full_name();
+        let token = self.token.check(profile)?;
+        if token.sealing.form.seal != first.sealing.form.seal {
+            let (other, seal) = (token.sealing.form.seal.word(), first.sealing.form.seal.word());
+            let problem = format!(
+                "profile {name} seals with {other}, the first token with {seal}: neither opens the other's blobs"
+            );
+            return Err(standby_fault(problem, "list tokens with one seal; IV layouts may differ".to_owned()));
+        }
+        Ok(Standby { token, serial: self.serial })
+    }
+}
+
+fn standby_fault(problem: String, hint: String) -> Fault {
+    Fault::Rule { field: "standby", problem, hint }
 }
 
 /// Sessions of a module that works in parallel (docs/performance.md).

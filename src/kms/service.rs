@@ -10,7 +10,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::proto::key_management_service_server::KeyManagementService;
 use super::proto::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
-use super::status;
+use super::status::{self, HealthPolicy};
 use crate::class::Class;
 use crate::envelope::{MAX_PLAINTEXT_BYTES, annotations};
 use crate::key_id::{self, KeyId};
@@ -21,6 +21,7 @@ use crate::token::RequestError;
 /// KMS v2 over a keyring.
 pub struct Service {
     keyring: Arc<Keyring>,
+    health: HealthPolicy,
     /// Longest time for one RPC, whatever the caller allows.
     deadline: Duration,
 }
@@ -31,8 +32,8 @@ pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 
 impl Service {
     /// Serves `keyring`; each RPC is answered within `deadline`.
-    pub fn new(keyring: Arc<Keyring>, deadline: Duration) -> Self {
-        Self { keyring, deadline }
+    pub fn new(keyring: Arc<Keyring>, health: HealthPolicy, deadline: Duration) -> Self {
+        Self { keyring, health, deadline }
     }
 
     fn deadline<T>(&self, request: &Request<T>) -> Instant {
@@ -46,7 +47,7 @@ impl KeyManagementService for Service {
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         Ok(Response::new(StatusResponse {
             version: "v2".to_owned(),
-            healthz: status::healthz(&self.keyring.token().state()),
+            healthz: status::healthz(&self.keyring.tokens().health(), self.health),
             key_id: self.keyring.active().as_str().to_owned(),
         }))
     }

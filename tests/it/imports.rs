@@ -10,7 +10,7 @@ const COMMON: [&str; 9] = ["attributes", "class", "cluster", "exit", "key_id", "
 /// A module, and what else it may use. `cli` may use everything, and nobody uses `cli`.
 const ALLOWED: [(&str, &[&str]); 14] = [
     ("ceremony", &["config", "envelope", "pkcs11", "profile", "record"]),
-    ("config", &["kms", "observe", "profile"]),
+    ("config", &["kms", "observe", "profile", "token"]),
     ("envelope", &[]),
     ("etcd", &["envelope"]),
     ("keyring", &["envelope", "record", "token", "wire"]),

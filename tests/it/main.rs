@@ -24,6 +24,7 @@ mod docs;
 mod emulator;
 mod emulator_and_stack;
 mod etcd;
+mod failover;
 mod fault_module;
 mod faults;
 mod grpc_clients;

@@ -8,7 +8,7 @@ use cryptoki_sys as sys;
 use thiserror::Error;
 
 use super::codes;
-use super::raw::CallFailed;
+use super::raw::{CallFailed, WRONG_LENGTH};
 use crate::attributes::Deviation;
 use crate::class::Class;
 use crate::profile::{self, CodeOverride};
@@ -114,7 +114,7 @@ pub enum Error {
         form: SealForm,
     },
     /// The module keeps separate state for each function list.
-    #[error("the module does not know its own session on its second function list")]
+    #[error("the module does not know on its second function list what was done on its first")]
     SplitState,
     /// No token with the label.
     #[error("no token with label {label:?}; present: {}", labels(present))]
@@ -251,7 +251,10 @@ impl Error {
                 "choose a profile or variant whose seal this release has (docs/profiles.md), or use a later release"
                     .to_owned()
             }
-            Self::SplitState => "p11-kit's client module does this; name the vendor's module itself".to_owned(),
+            Self::SplitState => {
+                "p11-kit's modules do this, or another library answers for it; name the vendor's module itself"
+                    .to_owned()
+            }
             Self::TokenAbsent { .. } => {
                 "check token.label, the module's own configuration, and the connection to the HSM".to_owned()
             }
@@ -291,6 +294,9 @@ fn call_hint(function: &str, code: u64) -> &'static str {
             "the token does not have the profile's mechanism; choose another profile"
         }
         sys::CKR_KEY_FUNCTION_NOT_PERMITTED => "the key lacks the right to encrypt or decrypt; hold a new ceremony",
+        sys::CKR_BUFFER_TOO_SMALL | WRONG_LENGTH => {
+            "the module's output has another length than the profile says; choose the profile and variant of its mode"
+        }
         sys::CKR_SESSION_COUNT => "lower limits.sessions, or close other programs' sessions",
         _ => "check the HSM and the path to it; a running plugin keeps trying by itself",
     }

@@ -102,7 +102,7 @@ impl Module {
         raw::with_arguments(reserved.as_ref(), |arguments| cryptoki.initialize(arguments))
             .map_err(|error| Error::from_cryptoki(error, &codes))?;
         let module = Self { inner: Arc::new(Inner { cryptoki, functions, codes }) };
-        let found = module.info()?.manufacturer;
+        let found = module.info().map_err(Error::or_split_state)?.manufacturer;
         let is_expected = manufacturers.contains(&found);
         if !(is_expected || manufacturers.is_empty() && found != P11_KIT) {
             return Err(Error::Manufacturer { expected: manufacturers.to_vec(), found });
@@ -128,7 +128,11 @@ impl Module {
         let mut present = Vec::new();
         for slot in slots {
             // A slot that cannot say who it is cannot be the one that is asked for.
-            let Ok(info) = self.inner.functions.token_info(slot.id()) else { continue };
+            let info = match self.inner.functions.token_info(slot.id()) {
+                Ok(info) => info,
+                Err(failed) if failed.code == sys::CKR_CRYPTOKI_NOT_INITIALIZED => return Err(Error::SplitState),
+                Err(_) => continue,
+            };
             if info.flags & sys::CKF_TOKEN_INITIALIZED == 0 {
                 continue;
             }
@@ -181,7 +185,8 @@ impl Token {
     pub fn open_session(&self) -> Result<Session, Error> {
         let session =
             self.module.inner.cryptoki.open_rw_session(self.slot).map_err(|error| self.module.error(error))?;
-        self.module.inner.functions.knows_session(session.handle()).map_err(|_| Error::SplitState)?;
+        let known = self.module.inner.functions.knows_session(session.handle());
+        known.map_err(|failed| self.module.call_error(failed).or_split_state())?;
         Ok(Session { module: self.module.clone(), session })
     }
 
@@ -257,6 +262,16 @@ const P11_KIT: &str = "PKCS#11 Kit";
 const CKU_CRYPTO_USER: u64 = 0x8000_0001;
 
 impl Error {
+    /// What was done through one function list is not known on the other.
+    fn or_split_state(self) -> Self {
+        match self {
+            Self::Call { code: sys::CKR_CRYPTOKI_NOT_INITIALIZED | sys::CKR_SESSION_HANDLE_INVALID, .. } => {
+                Self::SplitState
+            }
+            other => other,
+        }
+    }
+
     /// Whatever a login answers, it is not tried again: on some tokens malformed PINs count, too.
     fn at_login(self) -> Self {
         use crate::class::Class;

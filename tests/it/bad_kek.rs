@@ -40,8 +40,8 @@ async fn a_kek_that_is_destroyed_under_a_serving_plugin_is_missed_at_once() {
     served.is_down(&plugin, 1, &absent(&served)).await;
 }
 
-#[tokio::test]
-async fn two_keys_that_could_be_the_kek_are_refused() {
+/// The twelfth of `traps`.
+pub async fn two_keys_that_could_be_the_kek_are_refused() {
     let served = Served::new().await;
     make_like_kek(&served.token, &served.record, &[]);
     let plugin = Plugin::start(&served.config);

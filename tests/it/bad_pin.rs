@@ -15,8 +15,8 @@ const REFUSED: &str = "pin-or-config: the token refused the login; it is not tri
 const NO_PIN: &str = "pin-or-config: the PIN source cannot be used";
 const AT_RISK: &str = "pin-or-config: the token's PIN is locked or on its last try; no login was tried";
 
-#[tokio::test]
-async fn a_wrong_pin_is_tried_once_at_the_start_and_once_per_hangup() {
+/// The tenth of `traps`.
+pub async fn a_wrong_pin_is_tried_once_at_the_start_and_once_per_hangup() {
     let mut served = Served::new().await;
     let spy = served.spy();
     served.put_pin(WRONG_PIN);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
@@ -21,9 +21,14 @@ pub struct FaultModule {
 impl FaultModule {
     /// In front of this token's module. `name` tells several apart that stand in front of one token.
     pub fn new(token: &TestToken, name: &str) -> Self {
-        let file = |suffix: &str| token.directory().join(format!("{name}.{suffix}"));
+        Self::before(&token.module, token.directory(), name)
+    }
+
+    /// In front of any module, with its files in `directory`.
+    pub fn before(module: &Path, directory: &Path, name: &str) -> Self {
+        let file = |suffix: &str| directory.join(format!("{name}.{suffix}"));
         Self {
-            forward: token.module.clone(),
+            forward: module.to_owned(),
             control: file("faults.json"),
             counts: file("calls"),
             changes: AtomicUsize::new(0),

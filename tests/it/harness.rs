@@ -18,15 +18,21 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::parts;
+use crate::setup::Script;
+use crate::yubihsm::device::Device;
 
 /// Label of every test token and of every KEK that [`run_ceremony`] makes.
 pub const LABEL: &str = "kek";
 /// The cluster of every test.
 pub const CLUSTER: &str = "test";
 
-/// An initialised token with label [`LABEL`], in a folder of its own that goes with it.
+/// An initialised token, in a folder of its own that goes with it. Its label is [`LABEL`] but on the `YubiHSM`, which has its own.
 pub struct TestToken {
+    /// What must run beside the module. It ends before the folder goes.
+    _beside: Option<Beside>,
     directory: TempDir,
+    /// The section `token`, but for what stands in the other fields.
+    section: Value,
     /// Path of the PKCS#11 module.
     pub module: PathBuf,
     /// Name of the vendor profile.
@@ -54,13 +60,11 @@ impl TestToken {
 
     /// The section `token` of plans and configurations.
     pub fn section(&self) -> Value {
-        json!({
-            "profile": self.profile,
-            "module": self.module,
-            "label": LABEL,
-            "pin": {"file": self.pin},
-            "environment": self.environment,
-        })
+        let mut section = self.section.clone();
+        section["module"] = json!(self.module);
+        section["pin"] = json!({"file": self.pin});
+        section["environment"] = json!(self.environment);
+        section
     }
 
     /// A token of SoftHSM2, whatever module is under test.
@@ -69,13 +73,14 @@ impl TestToken {
         let home = directory.path().join("softhsm2");
         let mut setup = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/softhsm2-setup"));
         succeed(setup.arg("--dir").arg(&home).args(["--label", LABEL]));
-        Self {
-            module: parts::installed(PathBuf::from("/usr/lib/softhsm/libsofthsm2.so")),
-            profile: "softhsm2",
-            environment: [("SOFTHSM2_CONF".to_owned(), text(&home.join("softhsm2.conf")))].into(),
-            pin: home.join("pin"),
-            directory,
-        }
+        let section = json!({
+            "profile": "softhsm2",
+            "module": "/usr/lib/softhsm/libsofthsm2.so",
+            "label": LABEL,
+            "pin": {"file": home.join("pin")},
+            "environment": {"SOFTHSM2_CONF": home.join("softhsm2.conf")},
+        });
+        Self::of_section(directory, "softhsm2", section, None)
     }
 
     /// A token of Kryoptic, whatever module is under test.
@@ -95,9 +100,63 @@ impl TestToken {
         };
         tool(&["--init-token", "--label", LABEL]);
         tool(&["--login", "--login-type", "so", "--init-pin", "--pin", USER_PIN]);
-        let environment = [("KRYOPTIC_CONF".to_owned(), text(&configuration))].into();
-        Self { directory, module, profile: "kryoptic", environment, pin }
+        let section = json!({
+            "profile": "kryoptic",
+            "module": module,
+            "label": LABEL,
+            "pin": {"file": pin},
+            "environment": {"KRYOPTIC_CONF": configuration},
+        });
+        Self::of_section(directory, "kryoptic", section, None)
     }
+
+    /// A database token of NSS softokn, with a copy of its profile that does not refuse it.
+    pub fn nss() -> Self {
+        Self::by_script("nss", "nss-setup", &[])
+    }
+
+    /// A soft token of openCryptoki, and its daemon. Its state is the system's, so one test at a time has it, and others wait.
+    pub fn opencryptoki() -> Self {
+        Self::by_script("opencryptoki-soft/v3-8", "opencryptoki-setup", &["--trial"])
+    }
+
+    /// A token of tpm2-pkcs11 on a simulated TPM, with a KEK [`LABEL`] and its MAC key.
+    pub fn tpm2() -> Self {
+        Self::by_script("tpm2", "tpm2-setup", &["--simulate"])
+    }
+
+    /// A simulated `YubiHSM` 2 behind Yubico's driver.
+    pub fn yubihsm2() -> Self {
+        let device = Device::new();
+        let section = device.section();
+        Self::of_section(tempfile::tempdir().unwrap(), "yubihsm2", section, Some(Beside::Device { _device: device }))
+    }
+
+    fn by_script(profile: &'static str, script: &str, arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let home = text(&directory.path().join("token"));
+        let (script, section) = Script::run(script, &[&["--dir", &home, "--label", LABEL], arguments].concat());
+        Self::of_section(directory, profile, section, Some(Beside::Script { _script: script }))
+    }
+
+    fn of_section(directory: TempDir, profile: &'static str, section: Value, beside: Option<Beside>) -> Self {
+        let path = |value: &Value| PathBuf::from(value.as_str().unwrap());
+        let environment = section["environment"].as_object().into_iter().flatten();
+        Self {
+            module: parts::installed(path(&section["module"])),
+            profile,
+            environment: environment.map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned())).collect(),
+            pin: path(&section["pin"]["file"]),
+            _beside: beside,
+            directory,
+            section,
+        }
+    }
+}
+
+enum Beside {
+    Device { _device: Device },
+    Script { _script: Script },
 }
 
 // Not secret: they open a token that lives as long as one test.
@@ -113,6 +172,15 @@ pub fn run_ceremony(token: &TestToken, directory: &Path) -> PathBuf {
 
 /// The same on the token of this section, with these attributes permitted to deviate.
 pub fn run_ceremony_on(section: &Value, permit: &[&str], directory: &Path) -> PathBuf {
+    let output = hold_ceremony(section, permit, directory);
+    assert!(output.status.success(), "the ceremony failed: {}", String::from_utf8_lossy(&output.stderr));
+    let record = directory.join("kek-record.json");
+    assert!(record.is_file(), "the ceremony wrote no record");
+    record
+}
+
+/// Runs a ceremony that may fail. Its standard output is JSON if it does not.
+pub fn hold_ceremony(section: &Value, permit: &[&str], directory: &Path) -> Output {
     let plan = json!({
         "version": 1,
         "kind": "rehearsal",
@@ -123,11 +191,7 @@ pub fn run_ceremony_on(section: &Value, permit: &[&str], directory: &Path) -> Pa
     });
     let path = directory.join("plan.yaml");
     write_yaml(&path, &plan);
-    let output = run(&["ceremony", "run", "--plan", &text(&path)], b"");
-    assert!(output.status.success(), "the ceremony failed: {}", String::from_utf8_lossy(&output.stderr));
-    let record = directory.join("kek-record.json");
-    assert!(record.is_file(), "the ceremony wrote no record");
-    record
+    run(&["ceremony", "run", "--json", "--plan", &text(&path)], b"")
 }
 
 /// A configuration of `hsm-kms serve`. A test changes `value` before the plugin starts: `config.value["kek"]["record"] = ...`.

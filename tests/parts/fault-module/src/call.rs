@@ -10,8 +10,9 @@ use std::{process, ptr};
 
 use cryptoki_sys::*;
 
-use crate::control::{self, Action, Imitate};
+use crate::control::{self, Action};
 use crate::sessions;
+use crate::vendor::Imitate;
 
 /// What remains to be changed once the real module has answered.
 pub struct Begun {
@@ -20,7 +21,7 @@ pub struct Begun {
 }
 
 /// Begins a call of this function. `Err`: the answer, without the real module.
-pub fn begin(function: &'static str) -> Result<Begun, CK_RV> {
+pub fn start(function: &'static str) -> Result<Begun, CK_RV> {
     count(function);
     let loaded = control::current();
     let mut actions = Vec::new();
@@ -55,9 +56,20 @@ pub fn begin(function: &'static str) -> Result<Begun, CK_RV> {
     Ok(Begun { actions, imitate: loaded.control.imitate.clone() })
 }
 
-/// The whole of a call that nothing but [`begin`] changes.
+/// `begin!("C_Name")` begins the call, or returns its answer.
+macro_rules! begin {
+    ($name:literal) => {
+        match $crate::call::start($name) {
+            Ok(begun) => begun,
+            Err(code) => return code,
+        }
+    };
+}
+pub(crate) use begin;
+
+/// The whole of a call that nothing but [`start`] changes.
 pub fn forward(function: &'static str, real: Option<impl FnOnce() -> CK_RV>) -> CK_RV {
-    match (begin(function), real) {
+    match (start(function), real) {
         (Err(code), _) => code,
         (Ok(_), Some(real)) => real(),
         (Ok(_), None) => CKR_FUNCTION_NOT_SUPPORTED,

@@ -5,9 +5,10 @@ use std::slice;
 
 use cryptoki_sys::*;
 
+use crate::call::begin;
 use crate::control::{Action, AttributeLie, AttributeName};
 use crate::real::ask;
-use crate::{call, imitate, sessions};
+use crate::{imitate, login, sessions};
 
 /// Puts these functions into the list.
 pub fn fill(list: &mut CK_FUNCTION_LIST) {
@@ -15,8 +16,6 @@ pub fn fill(list: &mut CK_FUNCTION_LIST) {
     list.C_GetInfo = Some(C_GetInfo);
     list.C_GetSlotList = Some(C_GetSlotList);
     list.C_GetTokenInfo = Some(C_GetTokenInfo);
-    list.C_GetMechanismList = Some(C_GetMechanismList);
-    list.C_GetMechanismInfo = Some(C_GetMechanismInfo);
     list.C_OpenSession = Some(C_OpenSession);
     list.C_CloseSession = Some(C_CloseSession);
     list.C_CloseAllSessions = Some(C_CloseAllSessions);
@@ -27,16 +26,6 @@ pub fn fill(list: &mut CK_FUNCTION_LIST) {
     list.C_DecryptInit = Some(C_DecryptInit);
     list.C_Decrypt = Some(C_Decrypt);
     list.C_WrapKey = Some(C_WrapKey);
-}
-
-/// `begin!("C_Name")` begins the call, or returns its answer.
-macro_rules! begin {
-    ($name:literal) => {
-        match call::begin($name) {
-            Ok(begun) => begun,
-            Err(code) => return code,
-        }
-    };
 }
 
 unsafe extern "C" fn C_Finalize(reserved: *mut c_void) -> CK_RV {
@@ -103,30 +92,6 @@ fn put(field: &mut [CK_BYTE], text: Option<&String>) {
     }
 }
 
-unsafe extern "C" fn C_GetMechanismList(slot: CK_SLOT_ID, list: *mut CK_MECHANISM_TYPE, count: *mut CK_ULONG) -> CK_RV {
-    let begun = begin!("C_GetMechanismList");
-    let code = ask!(C_GetMechanismList(slot, list, count));
-    if let (CKR_OK, false, Some(number)) = (code, list.is_null(), begun.imitate.mechanism) {
-        // SAFETY: the real module has just written so many numbers there.
-        let list = unsafe { slice::from_raw_parts_mut(list, *count as usize) };
-        list.iter_mut().filter(|mechanism| **mechanism == CKM_AES_GCM).for_each(|mechanism| *mechanism = number);
-    }
-    code
-}
-
-unsafe extern "C" fn C_GetMechanismInfo(
-    slot: CK_SLOT_ID,
-    mechanism: CK_MECHANISM_TYPE,
-    info: *mut CK_MECHANISM_INFO,
-) -> CK_RV {
-    let begun = begin!("C_GetMechanismInfo");
-    match begun.imitate.mechanism {
-        Some(number) if mechanism == number => ask!(C_GetMechanismInfo(slot, CKM_AES_GCM, info)),
-        Some(_) if mechanism == CKM_AES_GCM => CKR_MECHANISM_INVALID,
-        _ => ask!(C_GetMechanismInfo(slot, mechanism, info)),
-    }
-}
-
 unsafe extern "C" fn C_OpenSession(
     slot: CK_SLOT_ID,
     flags: CK_FLAGS,
@@ -141,7 +106,9 @@ unsafe extern "C" fn C_OpenSession(
     let code = ask!(C_OpenSession(slot, flags, application, notify, session));
     if code == CKR_OK {
         // SAFETY: the real module has just written the handle there.
-        sessions::opened(unsafe { *session }, slot);
+        let session = unsafe { *session };
+        sessions::opened(session, slot);
+        login::known_by_the_device(&begun.imitate, session);
     }
     code
 }
@@ -247,7 +214,7 @@ unsafe extern "C" fn C_Encrypt(
 ) -> CK_RV {
     let begun = begin!("C_Encrypt");
     // SAFETY: the caller's own pointers.
-    let code = unsafe { imitate::encrypt(session, input, input_length, output, length) };
+    let code = unsafe { imitate::encrypt(&begun.imitate, session, input, input_length, output, length) };
     // SAFETY: the output of the call that has just ended.
     unsafe { change_output(&begun.actions, code, output, length) };
     code
@@ -322,6 +289,10 @@ unsafe fn change_output(actions: &[Action], code: CK_RV, output: *mut CK_BYTE, l
                 bytes()[kept as usize..].fill(0);
                 *length = kept;
             }
+            // SAFETY: not sound, and meant so: what lies behind the output is the caller's, if it left room there.
+            Action::Overrun(count) => unsafe {
+                output.add(*length as usize).write_bytes(0xA5, *count);
+            },
             Action::Length(more) => {
                 *length = length.wrapping_add_signed(*more);
                 return;

@@ -14,6 +14,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
 use crate::codes;
+use crate::vendor::Imitate;
 
 /// The content of the file. An absent file changes nothing.
 #[derive(Debug, Default, Deserialize)]
@@ -61,6 +62,7 @@ pub enum Action {
     Length(i64),
     ModuleInfo(ModuleInfo),
     NoSlots,
+    Overrun(usize),
     SizeQuery(i64),
     TokenInfo(TokenInfo),
     Truncate(u64),
@@ -132,39 +134,6 @@ pub enum Unavailable {
     Unavailable,
 }
 
-/// The vendor that this module plays.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Imitate {
-    pub iv: Option<IvLayout>,
-    /// AES-GCM has this number, and CKM_AES_GCM does not exist.
-    pub mechanism: Option<CK_MECHANISM_TYPE>,
-    /// The return code for a wrong tag.
-    pub bad_tag: Option<Code>,
-    /// Most open sessions of one process.
-    pub sessions: Option<usize>,
-}
-
-/// How a vendor's AES-GCM comes by its IV and where it puts it.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
-#[serde(rename_all = "kebab-case")]
-pub enum IvLayout {
-    /// None sent; 16 bytes behind the tag (12 if `ulIvBits` is 96).
-    LunaFips,
-    /// None sent; 12 bytes behind the tag.
-    Suffix,
-    /// None sent; 12 bytes before the ciphertext.
-    Prefix,
-    /// As `prefix`, and decryption takes the whole, with no IV sent.
-    Inside,
-    /// Zeros sent, which C_Encrypt overwrites with the IV.
-    Param,
-    /// Zeros sent, which C_EncryptInit overwrites with the IV.
-    Protectserver,
-    /// Any IV sent, which is not used; another of its length behind the tag.
-    ProtectserverOld,
-}
-
 /// What C_GetInterface hands out.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -176,6 +145,8 @@ pub enum Interface {
     Absent,
     /// The real module's, which passes this one by.
     Real,
+    /// That of the module that `HSM_KMS_FAULT_OTHER` names: another library's, found by its name.
+    Other,
 }
 
 /// The control file as it was read, and which file that was.
@@ -286,8 +257,10 @@ impl<'de> Deserialize<'de> for Code {
 impl<'de> Deserialize<'de> for AttributeName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        let known = ATTRIBUTES.iter().find(|(known, _)| *known == name);
-        known.map(|(_, number)| Self(*number)).ok_or_else(|| D::Error::custom(format!("{name} cannot be lied about")))
+        let known = ATTRIBUTES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number);
+        // A vendor's own, by its number.
+        let number = || CK_ATTRIBUTE_TYPE::from_str_radix(name.strip_prefix("0x")?, 16).ok();
+        known.or_else(number).map(Self).ok_or_else(|| D::Error::custom(format!("{name} is no attribute known here")))
     }
 }
 
@@ -297,7 +270,7 @@ macro_rules! attributes {
 
 const ATTRIBUTES: &[(&str, CK_ATTRIBUTE_TYPE)] = attributes! {
     CKA_ALLOWED_MECHANISMS CKA_ALWAYS_AUTHENTICATE CKA_ALWAYS_SENSITIVE CKA_CLASS CKA_COPYABLE CKA_DECRYPT CKA_DERIVE
-    CKA_DESTROYABLE CKA_ENCRYPT CKA_EXTRACTABLE CKA_KEY_GEN_MECHANISM CKA_KEY_TYPE CKA_LOCAL CKA_MODIFIABLE
-    CKA_NEVER_EXTRACTABLE CKA_PRIVATE CKA_SENSITIVE CKA_SIGN CKA_TOKEN CKA_TRUSTED CKA_UNWRAP CKA_VALUE_LEN CKA_VERIFY
-    CKA_WRAP CKA_WRAP_WITH_TRUSTED
+    CKA_DESTROYABLE CKA_ENCRYPT CKA_EXTRACTABLE CKA_ID CKA_KEY_GEN_MECHANISM CKA_KEY_TYPE CKA_LABEL CKA_LOCAL
+    CKA_MODIFIABLE CKA_NEVER_EXTRACTABLE CKA_PRIVATE CKA_SENSITIVE CKA_SIGN CKA_TOKEN CKA_TRUSTED CKA_UNWRAP CKA_VALUE_LEN
+    CKA_VERIFY CKA_WRAP CKA_WRAP_WITH_TRUSTED
 };

@@ -10,8 +10,9 @@ use std::{ptr, slice};
 
 use cryptoki_sys::*;
 
-use crate::control::{self, Imitate, IvLayout};
+use crate::control;
 use crate::real::ask;
+use crate::vendor::{Imitate, IvLayout};
 
 /// What an operation that was begun on a session still needs.
 enum Pending {
@@ -52,10 +53,18 @@ pub unsafe fn encrypt_init(
         Ok(None) => return ask!(C_EncryptInit(session, mechanism, key)),
         Err(code) => return code,
     };
-    let Some(layout) = imitate.iv else { return init(session, key, *parameters, Direction::Encrypt) };
+    let layout = match imitate.iv {
+        None => return init(session, key, *parameters, Direction::Encrypt),
+        Some(IvLayout::Sent) => {
+            let bits = parameters.ulIvLen.saturating_mul(8);
+            let whole = !parameters.pIv.is_null() && bits > 0 && parameters.ulIvBits == bits;
+            return if whole { init(session, key, *parameters, Direction::Encrypt) } else { imitate.wrong_iv() };
+        }
+        Some(layout) => layout,
+    };
     // SAFETY: the caller's pIv with the caller's length.
     let sent = unsafe { bytes(parameters.pIv, parameters.ulIvLen) };
-    let Some((length, place)) = place(layout, parameters, sent) else { return CKR_MECHANISM_PARAM_INVALID };
+    let Some((length, place)) = place(layout, parameters, sent) else { return imitate.wrong_iv() };
     let mut iv = random(length);
     let changed = CK_GCM_PARAMS {
         pIv: iv.as_mut_ptr(),
@@ -96,6 +105,7 @@ fn place(layout: IvLayout, parameters: &CK_GCM_PARAMS, sent: &[u8]) -> Option<(u
 /// # Safety
 /// As C_Encrypt.
 pub unsafe fn encrypt(
+    imitate: &Imitate,
     session: CK_SESSION_HANDLE,
     input: *mut CK_BYTE,
     input_length: CK_ULONG,
@@ -103,6 +113,9 @@ pub unsafe fn encrypt(
     length: *mut CK_ULONG,
 ) -> CK_RV {
     let begun = pending().remove(&session);
+    if imitate.max_bytes.is_some_and(|most| input_length > most) {
+        return end(session);
+    }
     let Some(Pending::Encrypt { iv, place }) = begun else {
         return ask!(C_Encrypt(session, input, input_length, output, length));
     };
@@ -143,6 +156,15 @@ pub unsafe fn encrypt(
     CKR_OK
 }
 
+/// Ends the operation that the real module has begun, for one that this vendor refuses.
+fn end(session: CK_SESSION_HANDLE) -> CK_RV {
+    let (mut input, mut output) = ([0; 16], [0; 64 + SLACK]);
+    let mut length = 64;
+    // Buffers of ours with their lengths; nobody sees what comes out.
+    ask!(C_Encrypt(session, input.as_mut_ptr(), input.len() as CK_ULONG, output.as_mut_ptr(), &raw mut length));
+    CKR_DATA_LEN_RANGE
+}
+
 /// # Safety
 /// As C_DecryptInit.
 pub unsafe fn decrypt_init(
@@ -166,8 +188,8 @@ pub unsafe fn decrypt_init(
             pending().insert(session, Pending::DecryptInside { aad, tag_bits: parameters.ulTagBits, key });
             CKR_OK
         }
-        Some(IvLayout::Inside) => CKR_MECHANISM_PARAM_INVALID,
-        Some(_) if none => CKR_MECHANISM_PARAM_INVALID,
+        Some(IvLayout::Inside) => imitate.wrong_iv(),
+        Some(_) if none => imitate.wrong_iv(),
         Some(_) => init(session, key, *parameters, Direction::Decrypt),
     }
 }
@@ -258,13 +280,15 @@ unsafe fn parameters<'a>(
     imitate: &Imitate,
     mechanism: *const CK_MECHANISM,
 ) -> Result<Option<&'a CK_GCM_PARAMS>, CK_RV> {
-    if mechanism.is_null() || (imitate.iv.is_none() && imitate.mechanism.is_none()) {
+    if mechanism.is_null() {
         return Ok(None);
     }
     // SAFETY: not null.
     let mechanism = unsafe { &*mechanism };
-    if mechanism.mechanism != imitate.mechanism.unwrap_or(CKM_AES_GCM) {
-        return if mechanism.mechanism == CKM_AES_GCM { Err(CKR_MECHANISM_INVALID) } else { Ok(None) };
+    match imitate.real_mechanism(mechanism.mechanism) {
+        None => return Err(CKR_MECHANISM_INVALID),
+        Some(CKM_AES_GCM) if imitate.iv.is_some() || imitate.mechanism.is_some() => {}
+        Some(_) => return Ok(None),
     }
     if mechanism.pParameter.is_null() || mechanism.ulParameterLen != size_of::<CK_GCM_PARAMS>() as CK_ULONG {
         return Err(CKR_MECHANISM_PARAM_INVALID);
@@ -283,7 +307,7 @@ unsafe fn bytes<'a>(start: *const CK_BYTE, length: CK_ULONG) -> &'a [u8] {
     unsafe { slice::from_raw_parts(start, length as usize) }
 }
 
-fn random(length: usize) -> Vec<u8> {
+pub fn random(length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
     read.unwrap_or_else(|error| control::give_up(&format!("/dev/urandom: {error}")));

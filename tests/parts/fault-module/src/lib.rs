@@ -15,11 +15,15 @@ mod changed;
 mod codes;
 mod control;
 mod imitate;
+mod login;
+mod mechanisms;
 mod plain;
 mod real;
 mod sessions;
+mod template;
 #[cfg(test)]
 mod tests;
+mod vendor;
 
 use std::ptr;
 use std::sync::OnceLock;
@@ -58,6 +62,7 @@ pub unsafe extern "C" fn C_GetInterface(
         Interface::Own => {}
         Interface::Absent => return CKR_FUNCTION_NOT_SUPPORTED,
         Interface::Real => return real::interface(name, version, interface, flags),
+        Interface::Other => return real::other_interface(name, version, interface, flags),
     }
     let Some(functions) = functions() else { return CKR_GENERAL_ERROR };
     if interface.is_null() {
@@ -92,6 +97,9 @@ fn functions() -> Option<&'static CK_FUNCTION_LIST> {
         let mut list = CK_FUNCTION_LIST { version: CK_VERSION { major: 2, minor: 40 }, ..Default::default() };
         plain::fill(&mut list);
         changed::fill(&mut list);
+        login::fill(&mut list);
+        mechanisms::fill(&mut list);
+        template::fill(&mut list);
         list.C_GetFunctionList = Some(C_GetFunctionList);
         list
     }))

@@ -32,13 +32,34 @@ pub fn interface(
     }
 }
 
-fn real() -> Option<&'static Real> {
-    static REAL: OnceLock<Option<Real>> = OnceLock::new();
-    REAL.get_or_init(|| load().map_err(|reason| eprintln!("fault module: {reason}")).ok()).as_ref()
+/// The same of another module.
+pub fn other_interface(
+    name: *mut CK_UTF8CHAR,
+    version: *mut CK_VERSION,
+    interface: *mut *mut CK_INTERFACE,
+    flags: CK_FLAGS,
+) -> CK_RV {
+    static OTHER: OnceLock<Option<Real>> = OnceLock::new();
+    match loaded(&OTHER, "HSM_KMS_FAULT_OTHER") {
+        // SAFETY: as above.
+        Some(other) if other.library.C_GetInterface.is_ok() => unsafe {
+            other.library.C_GetInterface(name, version, interface, flags)
+        },
+        _ => CKR_FUNCTION_NOT_SUPPORTED,
+    }
 }
 
-fn load() -> Result<Real, String> {
-    let path = env::var_os("HSM_KMS_FAULT_FORWARD").ok_or("HSM_KMS_FAULT_FORWARD names no module")?;
+fn real() -> Option<&'static Real> {
+    static REAL: OnceLock<Option<Real>> = OnceLock::new();
+    loaded(&REAL, "HSM_KMS_FAULT_FORWARD")
+}
+
+fn loaded(module: &'static OnceLock<Option<Real>>, variable: &str) -> Option<&'static Real> {
+    module.get_or_init(|| load(variable).map_err(|reason| eprintln!("fault module: {reason}")).ok()).as_ref()
+}
+
+fn load(variable: &str) -> Result<Real, String> {
+    let path = env::var_os(variable).ok_or_else(|| format!("{variable} names no module"))?;
     // SAFETY: the test's environment names a PKCS#11 module, whose initialisers are meant to run.
     let library = unsafe { Pkcs11::new(&path) }.map_err(|error| format!("{}: {error}", path.display()))?;
     let mut list = ptr::null_mut();

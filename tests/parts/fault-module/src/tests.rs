@@ -50,7 +50,13 @@ fn vendors_are_imitated() {
     module.reports_a_bad_tag_in_its_own_way();
     module.has_a_number_of_its_own();
     module.limits_sessions();
+    module.takes_the_callers_iv();
+    module.limits_bytes();
+    module.changes_the_mechanism_list();
+    module.judges_templates();
     module.follows_the_rules();
+    // Last: a logout takes the key's handle along.
+    module.judges_logins(&directory);
     fs::remove_dir_all(directory).unwrap();
 }
 
@@ -192,6 +198,113 @@ impl Module {
         assert_eq!(call!(self, C_CloseSession(second)), CKR_OK);
         let second = self.open_session().unwrap();
         assert_eq!(call!(self, C_CloseSession(second)), CKR_OK);
+    }
+
+    fn takes_the_callers_iv(&self) {
+        self.imitate(r#""iv":"sent","wrong_iv":"CKR_ARGUMENTS_BAD""#);
+        let sealed = self.seal(&mut [7; 12], 200).unwrap();
+        assert_eq!(self.open(&[7; 12], &sealed).unwrap(), PLAINTEXT);
+        assert_eq!(self.seal(&mut [], 200), Err(CKR_ARGUMENTS_BAD));
+        let mut iv = [7; 12];
+        let mut parameters = CK_GCM_PARAMS { ulIvBits: 0, ..parameters(&mut iv) };
+        let mut mechanism = mechanism(&mut parameters, CKM_AES_GCM);
+        let begun = call!(self, C_EncryptInit(self.session, &raw mut mechanism, self.key));
+        assert_eq!(begun, CKR_ARGUMENTS_BAD);
+    }
+
+    fn limits_bytes(&self) {
+        self.imitate(&format!(r#""max_bytes":{}"#, PLAINTEXT.len()));
+        self.seal(&mut [7; 12], 200).unwrap();
+        self.imitate(&format!(r#""max_bytes":{}"#, PLAINTEXT.len() - 1));
+        for _ in 0..2 {
+            assert_eq!(self.seal(&mut [7; 12], 200), Err(CKR_DATA_LEN_RANGE));
+        }
+    }
+
+    fn changes_the_mechanism_list(&self) {
+        let list = || {
+            let mut count = 0;
+            assert_eq!(call!(self, C_GetMechanismList(self.slot, ptr::null_mut(), &raw mut count)), CKR_OK);
+            let (mut list, mut room) = (vec![0; count as usize], count - 1);
+            let short = call!(self, C_GetMechanismList(self.slot, list.as_mut_ptr(), &raw mut room));
+            assert_eq!((short, room), (CKR_BUFFER_TOO_SMALL, count));
+            assert_eq!(call!(self, C_GetMechanismList(self.slot, list.as_mut_ptr(), &raw mut count)), CKR_OK);
+            list
+        };
+        self.set("{}");
+        let real = list();
+        self.imitate(r#""hidden":[4231],"listed":[2147606785]"#);
+        let changed = list();
+        assert!(!changed.contains(&CKM_AES_GCM) && changed.contains(&0x8001_E101) && changed.len() == real.len());
+        let mut info = CK_MECHANISM_INFO::default();
+        assert_eq!(call!(self, C_GetMechanismInfo(self.slot, CKM_AES_GCM, &raw mut info)), CKR_MECHANISM_INVALID);
+        assert_eq!(call!(self, C_GetMechanismInfo(self.slot, 0x8001_E101, &raw mut info)), CKR_OK);
+        assert_eq!(self.init(&mut [7; 12], CKM_AES_GCM), CKR_MECHANISM_INVALID);
+    }
+
+    fn judges_templates(&self) {
+        self.imitate(r#""template":{"refuse":["CKA_SIGN"],"need":["CKA_PRIVATE"],"unique":true}"#);
+        let usual = [(CKA_TOKEN, 1), (CKA_PRIVATE, 1), (CKA_LABEL, 2), (CKA_ID, 3)];
+        assert_eq!(self.generate(&[&usual[..], &[(CKA_SIGN, 0)]].concat()), Err(CKR_ATTRIBUTE_TYPE_INVALID));
+        assert_eq!(self.generate(&[usual[0], usual[2]]), Err(CKR_TEMPLATE_INCOMPLETE));
+        assert_eq!(self.generate(&usual[..2]), Err(CKR_ATTRIBUTE_VALUE_INVALID));
+        self.generate(&usual).unwrap();
+        self.imitate(r#""template":{"refuse":["CKA_SIGN"],"refused":"CKR_GENERAL_ERROR","explicit":["CKA_WRAP"]}"#);
+        assert_eq!(self.generate(&[usual[0], (CKA_SIGN, 0)]), Err(CKR_GENERAL_ERROR));
+        assert_eq!(self.generate(&usual[..1]), Err(CKR_TEMPLATE_INCOMPLETE));
+        self.generate(&[usual[0], (CKA_WRAP, 0)]).unwrap();
+        self.imitate(r#""template":{"refuse":["CKA_SIGN"],"need":["CKA_PRIVATE"],"unique":true}"#);
+        assert_eq!(self.generate(&usual), Err(CKR_ATTRIBUTE_VALUE_INVALID), "the id is taken");
+
+        self.imitate(r#""template":{"only":["CKA_LABEL","0x8001E101"]}"#);
+        assert_eq!(self.generate(&usual), Err(CKR_TEMPLATE_INCONSISTENT));
+        let key = self.generate(&[(CKA_LABEL, 4), (0x8001_E101, 19)]).unwrap();
+        let own = Self { key, control: self.control.clone(), ..*self };
+        let sealed = own.seal(&mut [7; 12], 200).unwrap();
+        assert_eq!(own.open(&[7; 12], &sealed).unwrap(), PLAINTEXT);
+    }
+
+    /// A key whose attributes have one byte each, and the length of 256 bits unless only a label is wanted.
+    fn generate(&self, attributes: &[(CK_ATTRIBUTE_TYPE, CK_BYTE)]) -> Result<CK_OBJECT_HANDLE, CK_RV> {
+        let mut values = attributes.to_vec();
+        let mut length: CK_ULONG = 32;
+        let bare = attributes.iter().all(|(name, _)| *name == CKA_LABEL || *name >= CKA_VENDOR_DEFINED);
+        let mut template: Vec<_> = values
+            .iter_mut()
+            .map(|(type_, value)| CK_ATTRIBUTE { type_: *type_, pValue: ptr::from_mut(value).cast(), ulValueLen: 1 })
+            .collect();
+        if !bare {
+            template.push(CK_ATTRIBUTE { type_: CKA_VALUE_LEN, pValue: (&raw mut length).cast(), ulValueLen: 8 });
+        }
+        let mut mechanism = CK_MECHANISM { mechanism: CKM_AES_KEY_GEN, pParameter: ptr::null_mut(), ulParameterLen: 0 };
+        let (mut key, count) = (0, template.len() as CK_ULONG);
+        let code =
+            call!(self, C_GenerateKey(self.session, &raw mut mechanism, template.as_mut_ptr(), count, &raw mut key));
+        if code == CKR_OK { Ok(key) } else { Err(code) }
+    }
+
+    fn judges_logins(&self, directory: &Path) {
+        let pin = fs::read_to_string(directory.join("pin")).unwrap();
+        let log_in = |user, pin: &str| {
+            let mut pin = pin.as_bytes().to_vec();
+            call!(self, C_Login(self.session, user, pin.as_mut_ptr(), pin.len() as CK_ULONG))
+        };
+        assert_eq!(call!(self, C_Logout(self.session)), CKR_OK);
+        self.imitate(r#""login":{"user":2147483649}"#);
+        assert_eq!(log_in(CKU_USER, &pin), CKR_USER_TYPE_INVALID);
+        assert_eq!(log_in(0x8000_0001, &pin), CKR_OK);
+        assert_eq!(call!(self, C_Logout(self.session)), CKR_OK);
+        self.imitate(r#""login":{"name":{"name":"kms","wrong":"CKR_PIN_EXPIRED"}}"#);
+        assert_eq!(log_in(CKU_USER, &pin), CKR_PIN_EXPIRED);
+        assert_eq!(log_in(CKU_USER, "kms:wrong pin"), CKR_PIN_EXPIRED);
+        assert_eq!(log_in(CKU_USER, &format!("kms:{pin}")), CKR_OK);
+        assert_eq!(call!(self, C_Logout(self.session)), CKR_OK);
+        self.imitate(&format!(r#""login":{{"needless":"{pin}"}}"#));
+        let other = self.open_session().unwrap();
+        assert_eq!(log_in(CKU_USER, "no PIN at all"), CKR_OK);
+        assert_eq!(call!(self, C_CloseSession(other)), CKR_OK);
+        self.set("{}");
+        assert_eq!(log_in(CKU_USER, &pin), CKR_USER_ALREADY_LOGGED_IN);
     }
 
     fn follows_the_rules(&self) {

@@ -76,8 +76,10 @@ impl Served {
 
     /// Writes this into the PIN file, as its only content.
     pub fn put_pin(&self, content: &str) {
-        let _ = fs::remove_file(&self.token.pin);
-        write_secret(&self.token.pin, content);
+        // In one step: a worker that starts just now must find the one or the other.
+        let new = self.token.directory().join("new-pin");
+        write_secret(&new, content);
+        fs::rename(new, &self.token.pin).unwrap();
     }
 
     /// Waits until the log has the fault as its `times`th, then asks all three methods: they answer with the fault, and the log

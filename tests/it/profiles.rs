@@ -47,7 +47,8 @@ fn a_profile_is_shown_as_it_stands_and_as_it_is_read() {
     assert_eq!(fips["full_name"], "thales-luna/fips");
     assert_eq!(fips["seal"]["iv"], json!({"send": "none", "found": "suffix", "bytes": 16}));
     assert_eq!(nonfips["seal"]["iv"], json!({"send": "random", "found": "sent", "bytes": 12}));
-    assert_eq!(nonfips["evidence"]["seal.iv.send"], "documents");
+    assert_eq!(nonfips["evidence"]["seal.iv.send"], "ci-imitated");
+    assert_eq!(nonfips["evidence"]["recover.gone"], "documents");
     assert_eq!(nonfips["recover"]["call_limit_ms"], 20000);
 
     let (code, error) = failure(&["profiles", "show", "thales-lunar"]);

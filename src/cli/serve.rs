@@ -6,18 +6,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use listenfd::ListenFd;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
+use tokio_stream::StreamExt;
 use tonic::transport::Server;
 
 use super::CliError;
-use crate::config::{self, Config};
+use crate::config::{self, Config, EndpointAddress};
 use crate::exit::ExitCode;
 use crate::keyring::{self, Keyring};
 use crate::kms::proto::key_management_service_server::KeyManagementServiceServer;
 use crate::kms::service::{MAX_MESSAGE_BYTES, Service};
 use crate::kms::socket::{self, Listener};
+use crate::kms::status::healthz;
+use crate::observe::endpoints::{Answers, Endpoints};
 use crate::observe::log;
+use crate::observe::metrics::{METRICS, Snapshot};
 use crate::record::{KekRecord, Kind};
 use crate::token::{Tokens, WorkerSpec};
 use crate::wire::link;
@@ -80,7 +86,13 @@ async fn serve(config: &Config, record: &KekRecord, specs: Vec<WorkerSpec>) -> R
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system_error)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(system_error)?;
     let path = &config.socket.path;
-    let listener = Listener::bind(path, config.socket.mode).map_err(|error| CliError {
+    // systemd's, if it started us for its socket; otherwise our own.
+    let passed_on = ListenFd::from_env().take_unix_listener(0).map_err(system_error)?;
+    let listener = match passed_on {
+        Some(socket) => Listener::inherit(socket, path, config.socket.mode),
+        None => Listener::bind(path, config.socket.mode),
+    };
+    let listener = listener.map_err(|error| CliError {
         code: ExitCode::BadUsage,
         what: format!("the socket {} cannot be made", path.display()),
         why: error.to_string(),
@@ -94,6 +106,7 @@ async fn serve(config: &Config, record: &KekRecord, specs: Vec<WorkerSpec>) -> R
         cluster = record.cluster.as_str(),
         "serving KMS v2"
     );
+    let endpoints = start_endpoints(config, &keyring).await?;
     let service = KeyManagementServiceServer::new(Service::new(keyring, config.health, config.limits.deadline))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let (stop, stopped) = tokio::sync::watch::channel(());
@@ -128,7 +141,65 @@ async fn serve(config: &Config, record: &KekRecord, specs: Vec<WorkerSpec>) -> R
         tracing::warn!("requests were still running after {} s", DRAIN_LIMIT.as_secs());
     }
     drop(listener);
+    drop(endpoints);
     Ok(())
+}
+
+/// Serves `/livez`, `/readyz` and `/metrics` where the configuration says, for as long as this process lives.
+async fn start_endpoints(config: &Config, keyring: &Arc<Keyring>) -> Result<Option<Listener>, CliError> {
+    let Some(address) = config.endpoints.clone() else { return Ok(None) };
+    let policy = config.health;
+    let health = {
+        let keyring = Arc::clone(keyring);
+        move || healthz(&keyring.tokens().health(), policy)
+    };
+    let metrics = {
+        let (keyring, health) = (Arc::clone(keyring), health.clone());
+        move || {
+            METRICS.text(&Snapshot {
+                key_id_hash: keyring.active().hash(),
+                is_healthy: health() == "ok",
+                waiting: keyring.tokens().load(),
+                tokens: keyring.tokens().each(),
+            })
+        }
+    };
+    let endpoints = Endpoints::new(Answers { health: Box::new(health), metrics: Box::new(metrics) });
+    let refuse = |why: String, hint: String| CliError {
+        code: ExitCode::BadUsage,
+        what: "the endpoints cannot be served".to_owned(),
+        why,
+        hint,
+    };
+    match address {
+        EndpointAddress::Tcp(address) => {
+            let listener = TcpListener::bind(address).await.map_err(|error| {
+                refuse(format!("{address}: {error}"), "name a free port of this machine under endpoints".to_owned())
+            })?;
+            tokio::spawn(async move {
+                loop {
+                    match listener.accept().await {
+                        Ok((stream, _)) => endpoints.accept(stream),
+                        // Too many open files, for one: it passes.
+                        Err(_) => tokio::time::sleep(QUIET).await,
+                    }
+                }
+            });
+            Ok(None)
+        }
+        EndpointAddress::Unix(path) => {
+            let listener = Listener::bind(&path, 0o600).map_err(|error| refuse(error.to_string(), error.hint()))?;
+            let mut incoming = socket::incoming(listener.tokio().map_err(system_error)?, socket::default_peers());
+            tokio::spawn(async move {
+                while let Some(stream) = incoming.next().await {
+                    if let Ok(stream) = stream {
+                        endpoints.accept(stream);
+                    }
+                }
+            });
+            Ok(Some(listener))
+        }
+    }
 }
 
 /// Waits until all connections are closed, or only idle ones are left: a client that never began to speak HTTP/2, or is

@@ -1,5 +1,6 @@
 //! Version 1 of the configuration file: the raw form of `Config`. docs/configuration.md describes every key.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 
 use super::token::FileToken;
-use super::{Config, Kek, Limits, Log, Socket, Standby, Token};
+use super::{Config, EndpointAddress, Kek, Limits, Log, Socket, Standby, Token};
 use crate::cluster::Cluster;
 use crate::kms::socket::PATH_LIMIT;
 use crate::kms::status::HealthPolicy;
@@ -32,6 +33,8 @@ pub(super) struct File {
     kek: FileKek,
     #[serde(default)]
     health: HealthPolicy,
+    #[serde(default, deserialize_with = "endpoint")]
+    endpoints: Option<EndpointAddress>,
     #[serde(default)]
     limits: FileLimits,
     #[serde(default)]
@@ -102,7 +105,7 @@ impl Default for FileLog {
 impl File {
     /// The checked configuration, given the profiles that the token and the standby tokens name.
     pub(super) fn check(self, profile: Profile, standby_profiles: Vec<Profile>) -> Result<Config, Fault> {
-        let Self { _version: _, cluster, socket, token, standby, kek, health, limits, log } = self;
+        let Self { _version: _, cluster, socket, token, standby, kek, health, endpoints, limits, log } = self;
         let FileSocket { path, mode } = socket;
         let FileKek { record, allow_rehearsal } = kek;
         let FileLimits { queue, sessions, deadline_ms } = limits;
@@ -132,6 +135,7 @@ impl File {
             token,
             standby,
             health,
+            endpoints,
             kek: Kek { record: record.0, allow_rehearsal },
             limits: Limits {
                 queue: small(queue),
@@ -160,6 +164,26 @@ impl FileStandby {
 
 fn standby_fault(problem: String, hint: String) -> Fault {
     Fault::Rule { field: "standby", problem, hint }
+}
+
+fn endpoint<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<EndpointAddress>, D::Error> {
+    strict::from_text(deserializer).map(Some)
+}
+
+impl FromStr for EndpointAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.starts_with('/') {
+            return text.parse::<SocketPath>().map(|path| Self::Unix(path.0));
+        }
+        let address: SocketAddr = text.parse().map_err(|_| "expected an address such as 127.0.0.1:9465, or a path")?;
+        if address.ip().is_loopback() {
+            Ok(Self::Tcp(address))
+        } else {
+            Err("expected a loopback address: nobody who asks is told apart, so only this machine may".to_owned())
+        }
+    }
 }
 
 /// Sessions of a module that works in parallel (docs/performance.md).

@@ -6,6 +6,7 @@ mod tests;
 mod token;
 
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,12 +33,23 @@ pub struct Config {
     pub standby: Vec<Standby>,
     /// What Status says while no token can be used.
     pub health: HealthPolicy,
+    /// Where `/livez`, `/readyz` and `/metrics` are.
+    pub endpoints: Option<EndpointAddress>,
     /// The KEK.
     pub kek: Kek,
     /// Limits of the front process.
     pub limits: Limits,
     /// The log, on standard error.
     pub log: Log,
+}
+
+/// Where `/livez`, `/readyz` and `/metrics` are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum EndpointAddress {
+    /// A loopback address.
+    Tcp(SocketAddr),
+    /// A Unix socket of mode 0600 at this absolute path.
+    Unix(PathBuf),
 }
 
 /// A token with a copy of the KEK.

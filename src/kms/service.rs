@@ -2,6 +2,7 @@
 //!
 //! Everything that a caller may send is hostile: ciphertext, key_id and annotations come from etcd.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::class::Class;
 use crate::envelope::{MAX_PLAINTEXT_BYTES, annotations};
 use crate::key_id::{self, KeyId};
 use crate::keyring::{HandleError, Keyring};
+use crate::observe::metrics::METRICS;
 use crate::secret::Plaintext;
 use crate::token::RequestError;
 
@@ -138,6 +140,8 @@ impl<'a> Call<'a> {
         self.ended = true;
         let Self { method, uid, key_id_hash, .. } = &self;
         let micros = self.micros();
+        let code = refused.map_or(Cow::Borrowed("OK"), |status| Cow::Owned(format!("{:?}", status.code())));
+        METRICS.request(method, code, self.began.elapsed());
         match refused {
             None => tracing::debug!(method, ?uid, key_id_hash, micros, code = "OK"),
             Some(status) => {
@@ -157,6 +161,7 @@ impl Drop for Call<'_> {
         if !self.ended {
             let Self { method, uid, key_id_hash, .. } = &*self;
             let micros = self.micros();
+            METRICS.request(method, Cow::Borrowed("Cancelled"), self.began.elapsed());
             tracing::warn!(method, ?uid, key_id_hash, micros, code = "Cancelled", "the caller gave up");
         }
     }

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::RequestError;
+use crate::observe::metrics::METRICS;
 use crate::secret::Plaintext;
 
 type Outcome = Result<Plaintext, RequestError>;
@@ -40,6 +41,7 @@ impl Flights {
                 }
                 Err(running) => running,
             };
+            METRICS.joined();
             let landed = timeout_at(deadline, running.wait_for(Option::is_some)).await;
             let Ok(landed) = landed else { return Err(RequestError::Deadline) };
             match landed.ok().and_then(|outcome| outcome.clone()) {

@@ -11,6 +11,7 @@ use super::lane::Lane;
 use super::process::WorkerSpec;
 use super::{Failure, RequestError, Work, supervisor};
 use crate::class::Class;
+use crate::observe::metrics::METRICS;
 use crate::wire::link;
 
 /// One token, reached through its worker process. Cheap to clone.
@@ -117,6 +118,9 @@ impl Member {
             Ok(Ok(link::reply::Outcome::Failure(failure))) => {
                 let failure = Failure::from(failure);
                 self.shared.learn(kind, Some(&failure));
+                if failure.class != Class::Data {
+                    METRICS.hsm_failure(self.label(), failure.class.word());
+                }
                 if failure.class.ends_worker() {
                     tracing::warn!(
                         token = self.label(),

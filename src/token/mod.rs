@@ -26,6 +26,7 @@ use self::flights::Flights;
 use self::member::{Attempt, Member, Phase};
 pub use self::process::{WorkerSpec, wire_pin};
 use crate::class::Class;
+use crate::observe::metrics::METRICS;
 use crate::seal::SealForm;
 use crate::secret::Plaintext;
 use crate::wire::link;
@@ -155,6 +156,12 @@ impl Tokens {
             (None, Some(proved_ago)) => Health::Lost { proved_ago, failure: Failure::worker_lost() },
             (None, None) => Health::Starting,
         }
+    }
+
+    /// Each token: label, whether it serves without a fault, and how long ago the KEK did its work there.
+    pub fn each(&self) -> Vec<(String, bool, Option<Duration>)> {
+        let each = |member: &Member| (member.label().to_owned(), member.state().is_sound(), member.proved_ago());
+        self.shared.members.iter().map(each).collect()
     }
 
     /// Requests that wait for a token or run on it now.
@@ -294,9 +301,18 @@ impl Shared {
     }
 
     fn fail_over(&self, from: usize, to: usize) {
+        let is_first_start = |member: &Member| {
+            let state = member.shared.state.borrow();
+            matches!(state.phase, Phase::Starting) && state.served.is_none()
+        };
+        // The other one was ready sooner, and that is no failure.
+        if self.members.get(from).is_some_and(is_first_start) {
+            return;
+        }
         let swapped = self.current.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if let (true, Some(from), Some(to)) = (swapped, self.members.get(from), self.members.get(to)) {
             let why = from.state().failure().map_or_else(String::new, ToString::to_string);
+            METRICS.failover();
             tracing::warn!(from = from.label(), to = to.label(), why, "failing over to another token");
         }
     }

@@ -13,6 +13,7 @@ use super::member::{Attempt, Member, Phase, Shared};
 use super::process::{StartFailure, Worker};
 use super::{Failure, Work};
 use crate::class::Class;
+use crate::observe::metrics::METRICS;
 use crate::wire::link;
 
 /// A worker that has work and answers nothing for this long is hung. Leaves room for a retry within the API server's 3 s.
@@ -28,8 +29,10 @@ const TRIAL_LIMIT: Duration = Duration::from_millis(2400);
 pub(super) async fn supervise(shared: Arc<Shared>) {
     let mut lifecycle = Lifecycle::default();
     loop {
+        let label = &shared.spec.start.token_label;
         let event = match Worker::start(&shared.spec).await {
             Ok((worker, token)) => {
+                METRICS.worker_start(label, true);
                 tracing::info!(
                     label = token.label,
                     manufacturer = token.manufacturer,
@@ -43,6 +46,8 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
                 Event::Served(began.elapsed())
             }
             Err(StartFailure { failure, login_unknown }) => {
+                METRICS.worker_start(label, false);
+                METRICS.hsm_failure(label, failure.class.word());
                 log_down(&shared, &failure);
                 let class = failure.class;
                 set_down(&shared, failure);

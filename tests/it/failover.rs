@@ -48,22 +48,16 @@ fn copy_of(token: &TestToken) -> Value {
         let status = Command::new("cp").arg("-a").arg(token.directory().join(from)).arg(&place).status().unwrap();
         assert!(status.success());
     };
-    let (variable, configuration) = match token.profile {
-        "softhsm2" => {
-            copy("softhsm2/tokens");
-            (
-                "SOFTHSM2_CONF",
-                format!("directories.tokendir = {}\nobjectstore.backend = file\n", place.join("tokens").display()),
-            )
-        }
-        _ => {
-            copy("kryoptic.sql");
-            let database = place.join("kryoptic.sql");
-            (
-                "KRYOPTIC_CONF",
-                format!("[[slots]]\nslot = 1\ndbtype = \"sqlite\"\ndbargs = \"{}\"\n", database.display()),
-            )
-        }
+    let (variable, configuration) = if token.profile == "softhsm2" {
+        copy("softhsm2/tokens");
+        (
+            "SOFTHSM2_CONF",
+            format!("directories.tokendir = {}\nobjectstore.backend = file\n", place.join("tokens").display()),
+        )
+    } else {
+        copy("kryoptic.sql");
+        let database = place.join("kryoptic.sql");
+        ("KRYOPTIC_CONF", format!("[[slots]]\nslot = 1\ndbtype = \"sqlite\"\ndbargs = \"{}\"\n", database.display()))
     };
     let file = place.join("configuration");
     fs::write(&file, configuration).unwrap();

@@ -30,6 +30,7 @@ mod failover;
 mod fault_module;
 mod faults;
 mod grpc_clients;
+mod handover;
 mod harness;
 mod imitations;
 mod imports;

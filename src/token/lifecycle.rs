@@ -100,3 +100,44 @@ impl Lifecycle {
         Next::StartAfter(wait)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GONE: Event = Event::StartFailed { class: Class::Gone, login_unknown: false };
+    const UNKNOWN: Event = Event::StartFailed { class: Class::Gone, login_unknown: true };
+    const DENIED: Event = Event::StartFailed { class: Class::PinOrConfig, login_unknown: false };
+
+    #[test]
+    fn starts_that_fail_are_spaced_further_apart_up_to_5_s() {
+        let mut lifecycle = Lifecycle::default();
+        let waits: Vec<_> = (0..7).map(|_| lifecycle.on(GONE)).collect();
+        let after = |millis| Next::StartAfter(Duration::from_millis(millis));
+        assert_eq!(waits, [250, 500, 1000, 2000, 4000, 5000, 5000].map(after));
+        assert_eq!(lifecycle.on(Event::Served(Duration::from_secs(1))), after(250));
+        assert_eq!(lifecycle.on(Event::Served(Duration::from_mins(1))), Next::Start);
+    }
+
+    #[test]
+    fn a_denial_waits_for_the_operator_each_time() {
+        let mut lifecycle = Lifecycle::default();
+        for _ in 0..3 {
+            assert_eq!(lifecycle.on(DENIED), Next::Wait(Stop::PinOrConfig));
+            assert_eq!(lifecycle.on(Event::Operator), Next::Start);
+        }
+    }
+
+    #[test]
+    fn logins_without_an_answer_end_at_two_unless_the_pin_is_known() {
+        let mut lifecycle = Lifecycle::default();
+        assert!(matches!(lifecycle.on(UNKNOWN), Next::StartAfter(_)));
+        assert!(matches!(lifecycle.on(GONE), Next::StartAfter(_)));
+        assert_eq!(lifecycle.on(UNKNOWN), Next::Wait(Stop::UnknownLogins));
+        assert_eq!(lifecycle.on(Event::Operator), Next::Start);
+        lifecycle.on(Event::Served(Duration::from_secs(9)));
+        for _ in 0..100 {
+            assert!(matches!(lifecycle.on(UNKNOWN), Next::StartAfter(_)));
+        }
+    }
+}

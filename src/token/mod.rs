@@ -9,6 +9,8 @@ mod lane;
 mod lifecycle;
 mod member;
 mod process;
+#[cfg(test)]
+mod simulation;
 mod supervisor;
 
 use std::sync::Arc;

@@ -19,6 +19,7 @@ pub mod kms;
 pub mod observe;
 pub mod pin;
 pub mod pkcs11;
+pub mod probe;
 pub mod profile;
 pub mod record;
 pub mod seal;

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use crate::secret::Pin;
 
 /// Where to find the PIN. Never the PIN itself, and never a command line.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum PinSource {
     /// A systemd credential: a file of this name in `$CREDENTIALS_DIRECTORY` (systemd.exec, `LoadCredential=`).
     Credential(String),

@@ -8,7 +8,7 @@ use crate::pkcs11::{Error, Key, KeyTemplate, Session};
 
 /// Generates the key. A token that refuses the optional attributes is asked again without them; what it then made is judged
 /// by reading back, not by the code it refused with.
-pub(super) fn generate(session: &Session, template: &KeyTemplate) -> Result<Key, Error> {
+pub(crate) fn generate(session: &Session, template: &KeyTemplate) -> Result<Key, Error> {
     let mut refused = None;
     for without in [
         &[][..],
@@ -27,7 +27,7 @@ pub(super) fn generate(session: &Session, template: &KeyTemplate) -> Result<Key,
 }
 
 /// What of the key on the token is not as it must be.
-pub(super) fn deviations(template: &KeyTemplate, found: &Attributes) -> Vec<Deviation> {
+pub(crate) fn deviations(template: &KeyTemplate, found: &Attributes) -> Vec<Deviation> {
     attributes::deviations(template.purpose, &strict(template), found)
 }
 

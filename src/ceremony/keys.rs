@@ -42,7 +42,7 @@ pub(super) fn make(plan: &Plan, login: &Session, watcher: Watcher<'_>) -> Result
     for template in [Some(keys.kek.clone()), keys.mac.clone()].into_iter().flatten() {
         let made = random_id(login).and_then(|id| {
             let template = KeyTemplate { id: id.to_vec(), ..template };
-            Ok((generate::generate(login, &template)?, template))
+            Ok((generate(login, &template)?, template))
         });
         let outcome = made.and_then(|(key, template)| {
             keys.made.push((key, template));

@@ -16,8 +16,10 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+pub(crate) use self::generate::{deviations, generate};
 use self::keys::Keys;
 pub use self::negative::Refusal;
+pub(crate) use self::negative::run as negative_tests;
 pub use self::plan::{Plan, PlanError};
 use crate::attributes::{Deviation, KeyUse};
 use crate::class::Class;

@@ -16,7 +16,7 @@ pub struct Refusal {
 }
 
 /// Tries everything that a key of this use must not give. Every attempt runs on the same session: a refusal leaves no operation behind.
-pub(super) fn run(
+pub(crate) fn run(
     session: &Session,
     key: Key,
     KeyTemplate { label, purpose, .. }: &KeyTemplate,

@@ -3,6 +3,7 @@
 mod call;
 mod ceremony;
 mod error;
+mod hsm;
 mod profiles;
 mod serve;
 mod worker;
@@ -26,6 +27,11 @@ enum Command {
     Call(call::CallArgs),
     /// Make a KEK in an HSM and write its record
     Ceremony(ceremony::CeremonyArgs),
+    /// Find out what an HSM really does
+    Hsm(hsm::HsmArgs),
+    /// The process that tries a module out; started by `hsm probe`, never by hand
+    #[command(hide = true)]
+    ProbeWorker,
     /// Show and check vendor profiles: what is known of each kind of HSM
     Profiles(profiles::ProfilesArgs),
     /// Serve KMS v2 on a Unix socket
@@ -40,6 +46,8 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     match args.command {
         Command::Call(args) => call::run(args).map(|()| ExitCode::Done),
         Command::Ceremony(args) => ceremony::run(args).map(|()| ExitCode::Done),
+        Command::Hsm(args) => hsm::run(args),
+        Command::ProbeWorker => hsm::run_worker(),
         Command::Profiles(args) => profiles::run(args).map(|()| ExitCode::Done),
         Command::Serve(args) => serve::run(&args).map(|()| ExitCode::Done),
         Command::Worker => worker::run(),

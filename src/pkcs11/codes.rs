@@ -5,7 +5,7 @@
 
 use cryptoki_sys as sys;
 
-use super::raw::WRONG_LENGTH;
+pub use super::raw::WRONG_LENGTH;
 use crate::class::Class;
 use crate::profile::{CodeOverride, code_name};
 

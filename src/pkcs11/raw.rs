@@ -8,9 +8,11 @@
 
 #![allow(unsafe_code)]
 
+mod inspect;
 mod message;
 mod wrap;
 
+pub(crate) use self::inspect::TooSmall;
 pub(crate) use self::message::{Message, TAG_BYTES};
 
 use std::ffi::CString;
@@ -268,7 +270,7 @@ fn cut(
 }
 
 /// Stands in for a return code where the call said `CKR_OK` and yet gave a wrong length.
-pub(crate) const WRONG_LENGTH: u64 = u64::MAX;
+pub const WRONG_LENGTH: u64 = u64::MAX;
 
 /// Bits of every GCM tag.
 const TAG_BITS: CK_ULONG = 128;

@@ -26,7 +26,9 @@ pub use self::settings::{
     Aad, AttributeSetting, Backup, CodeOverride, Gone, HighAvailability, Key, KeyGeneration, Login, Module, Params,
     PinForm, ProfileSeal, Recover, Sessions, UserKind,
 };
-pub use self::words::mechanism_word as mechanism_name;
+pub use self::words::{
+    attribute_word as attribute_name, key_type_word as key_type_name, mechanism_word as mechanism_name,
+};
 use crate::seal::Sealing;
 use crate::strict;
 
@@ -103,6 +105,11 @@ impl Profile {
     pub fn by_name(name: &str) -> Result<Self, ProfileError> {
         let (name, variant) = name.split_once('/').map_or((name, None), |(name, variant)| (name, Some(variant)));
         Family::by_name(name)?.choose(variant)
+    }
+
+    /// The profile that a configuration would name so: `NAME`, `NAME/VARIANT`, or the absolute path of a file.
+    pub fn named(source: &str) -> Result<Self, ProfileError> {
+        if source.starts_with('/') { Self::load(Path::new(source)) } else { Self::by_name(source) }
     }
 
     /// The profile in this file. A file with variants must say which one is the default.

@@ -193,12 +193,12 @@ pub fn mechanism_word(number: u64) -> String {
 }
 
 /// The name of a key type, or its number in hex.
-pub(super) fn key_type_word(number: u64) -> String {
+pub fn key_type_word(number: u64) -> String {
     word(number, KEY_TYPES)
 }
 
 /// The name of an attribute, or its number in hex.
-pub(super) fn attribute_word(number: u64) -> String {
+pub fn attribute_word(number: u64) -> String {
     word(number, ATTRIBUTES)
 }
 

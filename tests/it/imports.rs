@@ -8,7 +8,7 @@ use std::path::Path;
 const COMMON: [&str; 9] = ["attributes", "class", "cluster", "exit", "key_id", "pin", "seal", "secret", "strict"];
 
 /// A module, and what else it may use. `cli` may use everything, and nobody uses `cli`.
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
     ("ceremony", &["config", "envelope", "pkcs11", "profile", "record"]),
     ("config", &["kms", "observe", "profile", "token"]),
     ("envelope", &[]),
@@ -17,6 +17,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("kms", &["envelope", "keyring", "observe", "token"]),
     ("observe", &[]),
     ("pkcs11", &["profile"]),
+    ("probe", &["ceremony", "pkcs11", "profile"]),
     ("profile", &[]),
     ("record", &["envelope"]),
     ("token", &["observe", "wire", "worker"]),

@@ -36,6 +36,7 @@ mod imitations;
 mod imports;
 mod module_faults;
 mod parts;
+mod probe;
 mod processes;
 mod profiles;
 mod refusal;

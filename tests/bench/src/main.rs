@@ -1,11 +1,12 @@
 //! Measures hsm-kms as a whole, in one run: what PKCS#11 alone costs, what gRPC alone costs, and what both cost together.
 //!
-//! Started by `scripts/bench`, which makes the token, the KEK and one configuration file per session count.
+//! Started by `scripts/bench`, which makes the token. The KEK and the configurations are made here.
 
 mod direct;
 mod load;
 mod process;
 mod report;
+mod site;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use clap::Parser;
 use crate::load::{Load, Method};
 use crate::process::Plugin;
 use crate::report::{Report, Row};
+use crate::site::Site;
 
 /// Measure a plugin binary against the PKCS#11 module it uses
 #[derive(Parser)]
@@ -22,21 +24,27 @@ pub struct Args {
     /// The hsm-kms binary to measure
     #[arg(long)]
     plugin: PathBuf,
-    /// The PKCS#11 module, for the direct loop; its own environment must be set
+    /// What the module is called in the tables
     #[arg(long)]
-    module: PathBuf,
-    /// KEK record
+    module: String,
+    /// YAML file with the section `token` of a configuration
     #[arg(long)]
-    record: PathBuf,
-    /// File with the user PIN
+    token: PathBuf,
+    /// Where record, configurations and socket go; a KEK whose record is there is used again
     #[arg(long)]
-    pin: PathBuf,
-    /// Configuration with the sessions placeholder replaced by each of --sessions
+    directory: PathBuf,
+    /// Attributes of the KEK that may deviate
+    #[arg(long, value_delimiter = ',')]
+    permit: Vec<String>,
+    /// Functions that are hidden from the ceremony: with them the module does what it must refuse
+    #[arg(long, value_delimiter = ',')]
+    hide: Vec<String>,
+    /// The fault module, for --hide and --delay-ms
     #[arg(long)]
-    config: PathBuf,
-    /// Socket named in the configuration
-    #[arg(long)]
-    socket: PathBuf,
+    fault_module: Option<PathBuf>,
+    /// Milliseconds that each PKCS#11 call takes longer
+    #[arg(long, default_value_t = 0)]
+    delay_ms: u64,
     /// Session counts to measure
     #[arg(long, value_delimiter = ',', default_value = "1,2,4,8")]
     sessions: Vec<usize>,
@@ -57,15 +65,18 @@ pub struct Args {
 fn main() {
     let args = Args::parse();
     let span = Duration::from_secs_f64(args.seconds);
-    let mut report = Report::default();
+    let site = Site::new(&args);
+    if direct::is_child() {
+        return direct::measure_here(&site, span);
+    }
+    let mut report = Report::new(&args);
     for round in 1..=args.rounds {
         eprintln!("round {round} of {}", args.rounds);
-        let direct = direct::measure(&args, span);
-        report.direct.push(direct);
+        report.direct.push(direct::measure(&site));
         for &sessions in &args.sessions {
-            let plugin = Plugin::start(&args, sessions);
+            let plugin = Plugin::start(&args.plugin, &site, sessions);
             report.start(sessions, plugin.first_encrypt);
-            let load = Load::connect(&args.socket);
+            let load = Load::connect(&site.socket());
             load.run(Method::Encrypt, 8, span / 4, &plugin);
             report.resident(sessions, "idle", plugin.resident_kib());
             for &callers in &args.callers {

@@ -1,36 +1,33 @@
 //! The plugin under measurement: started, timed to its first Encrypt, and read from /proc.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::Args;
 use crate::load::Load;
+use crate::site::Site;
 
 /// A running plugin: the front and its worker.
 pub struct Plugin {
     front: Child,
-    config: PathBuf,
     /// From exec to the answer of the first Encrypt.
     pub first_encrypt: Duration,
 }
 
 impl Plugin {
     /// Starts the plugin with this many sessions and waits for its first Encrypt.
-    pub fn start(args: &Args, sessions: usize) -> Self {
-        let text = fs::read_to_string(&args.config).expect("configuration").replace("SESSIONS", &sessions.to_string());
-        let config = args.config.with_extension(format!("{sessions}.yaml"));
-        fs::write(&config, text).expect("configuration");
+    pub fn start(program: &Path, site: &Site, sessions: usize) -> Self {
+        let configuration = site.configuration(sessions);
         let began = Instant::now();
-        let front = Command::new(&args.plugin)
+        let front = Command::new(program)
             .args(["serve", "--config"])
-            .arg(&config)
+            .arg(configuration)
             .stderr(Stdio::null())
             .spawn()
             .expect("plugin");
-        Load::first_encrypt(&args.socket);
-        Self { front, config, first_encrypt: began.elapsed() }
+        Load::first_encrypt(&site.socket());
+        Self { front, first_encrypt: began.elapsed() }
     }
 
     /// Processor time of front and worker so far, in seconds.
@@ -72,6 +69,5 @@ impl Drop for Plugin {
     fn drop(&mut self) {
         let _ = Command::new("kill").arg(self.front.id().to_string()).status();
         let _ = self.front.wait();
-        let _ = fs::remove_file(&self.config);
     }
 }

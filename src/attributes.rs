@@ -168,6 +168,11 @@ impl AttributeName {
         Self::ALL.into_iter().find(|attribute| attribute.name() == name)
     }
 
+    /// Whether it says how the key came to its token, and so reads otherwise on a copy of it.
+    pub fn tells_of_birth(self) -> bool {
+        matches!(self, Self::AlwaysSensitive | Self::KeyGenMechanism | Self::Local | Self::NeverExtractable)
+    }
+
     /// Whether a ceremony's plan may permit another value than the strict one for a key of this use.
     pub fn is_negotiable(self, purpose: KeyUse) -> bool {
         self.indispensable(purpose).is_none()

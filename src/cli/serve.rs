@@ -1,24 +1,31 @@
 //! `hsm-kms serve`: the front process. Socket first, HSM second: the API server must never find the socket gone.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use listenfd::ListenFd;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
+use tokio_stream::StreamExt;
 use tonic::transport::Server;
 
 use super::CliError;
-use crate::config::Config;
+use crate::config::{self, Config, EndpointAddress};
 use crate::exit::ExitCode;
 use crate::keyring::{self, Keyring};
 use crate::kms::proto::key_management_service_server::KeyManagementServiceServer;
 use crate::kms::service::{MAX_MESSAGE_BYTES, Service};
 use crate::kms::socket::{self, Listener};
+use crate::kms::status::healthz;
+use crate::observe::endpoints::{Answers, Endpoints};
 use crate::observe::log;
+use crate::observe::metrics::{METRICS, Snapshot};
 use crate::record::{KekRecord, Kind};
-use crate::token::{Token, WorkerSpec};
+use crate::token::{Tokens, WorkerSpec};
 use crate::wire::link;
 
 /// Serve KMS v2 on a Unix socket
@@ -47,46 +54,60 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
-    let unproved = config.token.profile.unproved();
-    if !unproved.is_empty() {
-        tracing::warn!(
-            profile = config.token.profile.full_name(),
-            "not proved by a test or on a device, only by documents or not at all: {}",
-            unproved.join(", ")
-        );
+    let tokens = || std::iter::once(&config.token).chain(config.standby.iter().map(|standby| &standby.token));
+    let profiles: BTreeMap<_, _> = tokens().map(|token| (token.profile.full_name(), &token.profile)).collect();
+    for (name, profile) in profiles {
+        let unproved = profile.unproved();
+        if !unproved.is_empty() {
+            tracing::warn!(
+                profile = name,
+                "not proved by a test or on a device, only by documents or not at all: {}",
+                unproved.join(", ")
+            );
+        }
     }
     let record = read_record(&config)?;
-    let spec = worker_spec(&config, &record);
+    let first = worker_spec(&config, &record, &config.token, None);
+    let standby =
+        config.standby.iter().map(|standby| worker_spec(&config, &record, &standby.token, Some(&standby.serial)));
+    let specs = std::iter::once(first).chain(standby).collect();
 
     // One thread: everything in this process waits, nothing computes; a second one would cost a wake-up per request.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system_error)?;
-    let served = runtime.block_on(serve(&config, &record, spec));
+    let served = runtime.block_on(serve(&config, &record, specs));
     // The worker ends with its control socket; nothing here is worth waiting for.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(config: &Config, record: &KekRecord, spec: WorkerSpec) -> Result<(), CliError> {
+async fn serve(config: &Config, record: &KekRecord, specs: Vec<WorkerSpec>) -> Result<(), CliError> {
     // First of all: until they are caught, these signals end the process and leave the socket behind.
     let mut terminate = signal(SignalKind::terminate()).map_err(system_error)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system_error)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(system_error)?;
     let path = &config.socket.path;
-    let listener = Listener::bind(path, config.socket.mode).map_err(|error| CliError {
+    // systemd's, if it started us for its socket; otherwise our own.
+    let passed_on = ListenFd::from_env().take_unix_listener(0).map_err(system_error)?;
+    let listener = match passed_on {
+        Some(socket) => Listener::inherit(socket, path, config.socket.mode),
+        None => Listener::bind(path, config.socket.mode),
+    };
+    let listener = listener.map_err(|error| CliError {
         code: ExitCode::BadUsage,
         what: format!("the socket {} cannot be made", path.display()),
         why: error.to_string(),
         hint: error.hint(),
     })?;
-    let token = Token::start(spec, config.limits.queue);
-    let keyring = Arc::new(Keyring::new(record, config.token.sealing.form, token.clone()));
+    let tokens = Tokens::start(specs, config.limits.queue);
+    let keyring = Arc::new(Keyring::new(record, tokens.clone()));
     tracing::info!(
         socket = %path.display(),
         key_id_hash = keyring.active().hash(),
         cluster = record.cluster.as_str(),
         "serving KMS v2"
     );
-    let service = KeyManagementServiceServer::new(Service::new(keyring, config.limits.deadline))
+    let endpoints = start_endpoints(config, &keyring).await?;
+    let service = KeyManagementServiceServer::new(Service::new(keyring, config.health, config.limits.deadline))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let (stop, stopped) = tokio::sync::watch::channel(());
     let mut serving = tokio::spawn({
@@ -102,7 +123,7 @@ async fn serve(config: &Config, record: &KekRecord, spec: WorkerSpec) -> Result<
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => token.restart(),
+            _ = hangup.recv() => tokens.restart(),
             ended = &mut serving => {
                 let why = ended.map_or_else(|error| error.to_string(), |served| format!("{served:?}"));
                 return Err(CliError {
@@ -116,20 +137,78 @@ async fn serve(config: &Config, record: &KekRecord, spec: WorkerSpec) -> Result<
     }
     tracing::info!("stopping: no new work, finishing what runs");
     drop(stop);
-    if tokio::time::timeout(DRAIN_LIMIT, drained(serving, &token)).await.is_err() {
+    if tokio::time::timeout(DRAIN_LIMIT, drained(serving, &tokens)).await.is_err() {
         tracing::warn!("requests were still running after {} s", DRAIN_LIMIT.as_secs());
     }
     drop(listener);
+    drop(endpoints);
     Ok(())
+}
+
+/// Serves `/livez`, `/readyz` and `/metrics` where the configuration says, for as long as this process lives.
+async fn start_endpoints(config: &Config, keyring: &Arc<Keyring>) -> Result<Option<Listener>, CliError> {
+    let Some(address) = config.endpoints.clone() else { return Ok(None) };
+    let policy = config.health;
+    let health = {
+        let keyring = Arc::clone(keyring);
+        move || healthz(&keyring.tokens().health(), policy)
+    };
+    let metrics = {
+        let (keyring, health) = (Arc::clone(keyring), health.clone());
+        move || {
+            METRICS.text(&Snapshot {
+                key_id_hash: keyring.active().hash(),
+                is_healthy: health() == "ok",
+                waiting: keyring.tokens().load(),
+                tokens: keyring.tokens().each(),
+            })
+        }
+    };
+    let endpoints = Endpoints::new(Answers { health: Box::new(health), metrics: Box::new(metrics) });
+    let refuse = |why: String, hint: String| CliError {
+        code: ExitCode::BadUsage,
+        what: "the endpoints cannot be served".to_owned(),
+        why,
+        hint,
+    };
+    match address {
+        EndpointAddress::Tcp(address) => {
+            let listener = TcpListener::bind(address).await.map_err(|error| {
+                refuse(format!("{address}: {error}"), "name a free port of this machine under endpoints".to_owned())
+            })?;
+            tokio::spawn(async move {
+                loop {
+                    match listener.accept().await {
+                        Ok((stream, _)) => endpoints.accept(stream),
+                        // Too many open files, for one: it passes.
+                        Err(_) => tokio::time::sleep(QUIET).await,
+                    }
+                }
+            });
+            Ok(None)
+        }
+        EndpointAddress::Unix(path) => {
+            let listener = Listener::bind(&path, 0o600).map_err(|error| refuse(error.to_string(), error.hint()))?;
+            let mut incoming = socket::incoming(listener.tokio().map_err(system_error)?, socket::default_peers());
+            tokio::spawn(async move {
+                while let Some(stream) = incoming.next().await {
+                    if let Ok(stream) = stream {
+                        endpoints.accept(stream);
+                    }
+                }
+            });
+            Ok(Some(listener))
+        }
+    }
 }
 
 /// Waits until all connections are closed, or only idle ones are left: a client that never began to speak HTTP/2, or is
 /// stopped and does not answer our GOAWAY, keeps its connection open for as long as it likes.
-async fn drained<T>(mut serving: JoinHandle<T>, token: &Token) {
+async fn drained<T>(mut serving: JoinHandle<T>, tokens: &Tokens) {
     let mut idle = false;
     // Twice in a row: what ended just before the first look has had its answer written by the second.
     while tokio::time::timeout(QUIET, &mut serving).await.is_err() {
-        let was_idle = std::mem::replace(&mut idle, token.load() == 0);
+        let was_idle = std::mem::replace(&mut idle, tokens.load() == 0);
         if was_idle && idle {
             return;
         }
@@ -174,11 +253,13 @@ fn read_record(config: &Config) -> Result<KekRecord, CliError> {
     Ok(record)
 }
 
-/// How often the KEK is proved, unless the device forgets an idle session sooner.
-const PROBE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the KEK is proved while nothing else uses it, unless the device forgets an idle session sooner. With a call's limit of
+/// 1.2 s a loss is known within 5 s.
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
-fn worker_spec(config: &Config, record: &KekRecord) -> WorkerSpec {
-    let profile = &config.token.profile;
+/// What the worker of this token is told. `copy`: the serial of a token that the KEK was not made in.
+fn worker_spec(config: &Config, record: &KekRecord, token: &config::Token, copy: Option<&str>) -> WorkerSpec {
+    let profile = &token.profile;
     let codes = profile
         .codes
         .iter()
@@ -189,22 +270,23 @@ fn worker_spec(config: &Config, record: &KekRecord) -> WorkerSpec {
         })
         .collect();
     let start = link::Start {
-        module: config.token.module.display().to_string(),
+        module: token.module.display().to_string(),
         manufacturers: profile.module.manufacturers.clone(),
-        token_label: config.token.label.clone(),
-        token_serial: record.token.serial.clone(),
-        pin: config.token.pin.as_ref().map(crate::token::wire_pin),
+        token_label: token.label.clone(),
+        token_serial: copy.unwrap_or(&record.token.serial).to_owned(),
+        pin: token.pin.as_ref().map(crate::token::wire_pin),
         user: profile.login.user as u32,
         pin_form: profile.login.pin as u32,
-        init_reserved: config.token.init_reserved.clone().unwrap_or_default(),
-        keks: vec![keyring::wire_kek(record)],
+        init_reserved: token.init_reserved.clone().unwrap_or_default(),
+        keks: vec![keyring::wire_kek(record, copy.is_some())],
         codes,
-        sealing: Some(keyring::wire_sealing(&config.token.sealing)),
+        sealing: Some(keyring::wire_sealing(&token.sealing)),
     };
     WorkerSpec {
         start,
+        form: token.sealing.form,
         sessions: config.limits.sessions,
-        environment: config.token.environment.clone(),
+        environment: token.environment.clone(),
         probe_interval: profile.recover.probe.map_or(PROBE_INTERVAL, |idle| idle.min(PROBE_INTERVAL)),
     }
 }

@@ -1,5 +1,6 @@
 //! Version 1 of the configuration file: the raw form of `Config`. docs/configuration.md describes every key.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -7,12 +8,14 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 
 use super::token::FileToken;
-use super::{Config, Kek, Limits, Log, Socket};
+use super::{Config, EndpointAddress, Kek, Limits, Log, Socket, Standby, Token};
 use crate::cluster::Cluster;
 use crate::kms::socket::PATH_LIMIT;
+use crate::kms::status::HealthPolicy;
 use crate::observe::log::{Format, Level};
 use crate::profile::Profile;
 use crate::strict::{self, AbsolutePath, Fault};
+use crate::token::MAX_TOKENS;
 
 pub(super) const VERSION: u64 = 1;
 
@@ -25,7 +28,13 @@ pub(super) struct File {
     #[serde(default)]
     socket: FileSocket,
     pub(super) token: FileToken,
+    #[serde(default)]
+    pub(super) standby: Vec<FileStandby>,
     kek: FileKek,
+    #[serde(default)]
+    health: HealthPolicy,
+    #[serde(default, deserialize_with = "endpoint")]
+    endpoints: Option<EndpointAddress>,
     #[serde(default)]
     limits: FileLimits,
     #[serde(default)]
@@ -39,6 +48,14 @@ struct FileSocket {
     path: SocketPath,
     #[serde(deserialize_with = "strict::from_text")]
     mode: SocketMode,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileStandby {
+    pub(super) token: FileToken,
+    #[serde(deserialize_with = "strict::line")]
+    serial: String,
 }
 
 #[derive(Deserialize)]
@@ -86,9 +103,9 @@ impl Default for FileLog {
 }
 
 impl File {
-    /// The checked configuration, given the profile that the token names.
-    pub(super) fn check(self, profile: Profile) -> Result<Config, Fault> {
-        let Self { _version: _, cluster, socket, token, kek, limits, log } = self;
+    /// The checked configuration, given the profiles that the token and the standby tokens name.
+    pub(super) fn check(self, profile: Profile, standby_profiles: Vec<Profile>) -> Result<Config, Fault> {
+        let Self { _version: _, cluster, socket, token, standby, kek, health, endpoints, limits, log } = self;
         let FileSocket { path, mode } = socket;
         let FileKek { record, allow_rehearsal } = kek;
         let FileLimits { queue, sessions, deadline_ms } = limits;
@@ -105,10 +122,20 @@ impl File {
                 hint: format!("set it to at most {}", max - 1),
             });
         }
+        let token = token.check(profile)?;
+        if standby.len() >= MAX_TOKENS {
+            let problem = format!("{} tokens in all are too many", standby.len() + 1);
+            return Err(standby_fault(problem, format!("list at most {}", MAX_TOKENS - 1)));
+        }
+        let standby = standby.into_iter().zip(standby_profiles);
+        let standby = standby.map(|(standby, profile)| standby.check(profile, &token)).collect::<Result<_, _>>()?;
         Ok(Config {
             cluster,
             socket: Socket { path: path.0, mode: mode.0 },
-            token: token.check(profile)?,
+            token,
+            standby,
+            health,
+            endpoints,
             kek: Kek { record: record.0, allow_rehearsal },
             limits: Limits {
                 queue: small(queue),
@@ -117,6 +144,45 @@ impl File {
             },
             log: Log { format, level },
         })
+    }
+}
+
+impl FileStandby {
+    fn check(self, profile: Profile, first: &Token) -> Result<Standby, Fault> {
+        let name = profile.full_name();
+        let token = self.token.check(profile)?;
+        if token.sealing.form.seal != first.sealing.form.seal {
+            let (other, seal) = (token.sealing.form.seal.word(), first.sealing.form.seal.word());
+            let problem = format!(
+                "profile {name} seals with {other}, the first token with {seal}: neither opens the other's blobs"
+            );
+            return Err(standby_fault(problem, "list tokens with one seal; IV layouts may differ".to_owned()));
+        }
+        Ok(Standby { token, serial: self.serial })
+    }
+}
+
+fn standby_fault(problem: String, hint: String) -> Fault {
+    Fault::Rule { field: "standby", problem, hint }
+}
+
+fn endpoint<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<EndpointAddress>, D::Error> {
+    strict::from_text(deserializer).map(Some)
+}
+
+impl FromStr for EndpointAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.starts_with('/') {
+            return text.parse::<SocketPath>().map(|path| Self::Unix(path.0));
+        }
+        let address: SocketAddr = text.parse().map_err(|_| "expected an address such as 127.0.0.1:9465, or a path")?;
+        if address.ip().is_loopback() {
+            Ok(Self::Tcp(address))
+        } else {
+            Err("expected a loopback address: nobody who asks is told apart, so only this machine may".to_owned())
+        }
     }
 }
 

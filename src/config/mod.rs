@@ -6,6 +6,7 @@ mod tests;
 mod token;
 
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use thiserror::Error;
 
 pub use self::token::{FileToken, Token};
 use crate::cluster::Cluster;
+use crate::kms::status::HealthPolicy;
 use crate::observe::log::{Format, Level};
 use crate::profile::ProfileError;
 use crate::strict::{self, FileError};
@@ -27,12 +29,36 @@ pub struct Config {
     pub socket: Socket,
     /// The HSM token that holds the KEK.
     pub token: Token,
+    /// Tokens with a copy of the KEK, in the order of their use.
+    pub standby: Vec<Standby>,
+    /// What Status says while no token can be used.
+    pub health: HealthPolicy,
+    /// Where `/livez`, `/readyz` and `/metrics` are.
+    pub endpoints: Option<EndpointAddress>,
     /// The KEK.
     pub kek: Kek,
     /// Limits of the front process.
     pub limits: Limits,
     /// The log, on standard error.
     pub log: Log,
+}
+
+/// Where `/livez`, `/readyz` and `/metrics` are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum EndpointAddress {
+    /// A loopback address.
+    Tcp(SocketAddr),
+    /// A Unix socket of mode 0600 at this absolute path.
+    Unix(PathBuf),
+}
+
+/// A token with a copy of the KEK.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Standby {
+    /// Which token, and how it is reached.
+    pub token: Token,
+    /// Its serial number: the PIN is tried on no other.
+    pub serial: String,
 }
 
 /// The socket that the API server calls.
@@ -101,9 +127,12 @@ impl Config {
     fn checked(bytes: &[u8], path: Option<&Path>) -> Result<Self, ConfigError> {
         let fault = |fault| FileError::new(WHAT, path, fault);
         let file: file::File = strict::yaml(bytes, file::VERSION).map_err(fault)?;
-        let profile =
-            file.token.profile().map_err(|error| ConfigError::Profile { path: path.map(Path::to_path_buf), error })?;
-        Ok(file.check(profile).map_err(fault)?)
+        let profile = |token: &FileToken| {
+            token.profile().map_err(|error| ConfigError::Profile { path: path.map(Path::to_path_buf), error })
+        };
+        let standby = file.standby.iter().map(|standby| profile(&standby.token)).collect::<Result<_, _>>()?;
+        let profile = profile(&file.token)?;
+        Ok(file.check(profile, standby).map_err(fault)?)
     }
 }
 

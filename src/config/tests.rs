@@ -315,7 +315,7 @@ fn documented_defaults_are_the_code_s() {
             defaults += 1;
         }
     }
-    assert_eq!(defaults, 9);
+    assert_eq!(defaults, 11);
 }
 
 #[test]

@@ -2,19 +2,19 @@
 
 use tokio::time::Instant;
 
+use crate::attributes::{AttributeName, AttributeValue};
 use crate::envelope::{Annotations, Blob, BlobError, Context};
 use crate::key_id::KeyId;
 use crate::record::{KekRecord, TokenKey};
 use crate::seal::{SealForm, Sealing};
 use crate::secret::Plaintext;
-use crate::token::{RequestError, Token};
+use crate::token::{RequestError, Tokens};
 use crate::wire::link;
 
-/// The KEKs of one cluster, on one token.
+/// The KEKs of one cluster, on the tokens that hold them.
 pub struct Keyring {
     cluster: String,
-    form: SealForm,
-    token: Token,
+    tokens: Tokens,
     active: KeyId,
 }
 
@@ -58,9 +58,9 @@ const FIRST_EPOCH: u64 = 1;
 const ACTIVE_INDEX: u32 = 0;
 
 impl Keyring {
-    /// A keyring with the one KEK of `record`, active. New seeds are sealed in `form`.
-    pub fn new(record: &KekRecord, form: SealForm, token: Token) -> Self {
-        Self { cluster: record.cluster.as_str().to_owned(), form, token, active: first_key_id(record) }
+    /// A keyring with the one KEK of `record`, active.
+    pub fn new(record: &KekRecord, tokens: Tokens) -> Self {
+        Self { cluster: record.cluster.as_str().to_owned(), tokens, active: first_key_id(record) }
     }
 
     /// The key_id that Status announces.
@@ -68,9 +68,9 @@ impl Keyring {
         &self.active
     }
 
-    /// The token that holds the KEKs.
-    pub fn token(&self) -> &Token {
-        &self.token
+    /// The tokens that hold the KEKs.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
     }
 
     /// The handle of the active KEK.
@@ -87,11 +87,12 @@ impl Keyring {
 impl WrapHandle<'_> {
     /// Seals `plaintext`, bound to cluster, key_id and annotations.
     pub async fn seal(&self, plaintext: &Plaintext, deadline: Instant) -> Result<SealedSeed, HandleError> {
-        let Keyring { cluster, form, token, active } = self.keyring;
+        let Keyring { cluster, tokens, active } = self.keyring;
         let annotations = Annotations::new();
-        let context = Context::seed(*form, cluster, active, &annotations);
-        let sealed = token.seal(ACTIVE_INDEX, context.as_bytes(), plaintext, deadline).await?;
-        let ciphertext = Blob::new(*form, &sealed.iv, &sealed.ciphertext)?.encode();
+        // The form is bound, and tokens may differ in it.
+        let context = |form| *Context::seed(form, cluster, active, &annotations).as_bytes();
+        let sealed = tokens.seal(ACTIVE_INDEX, context, plaintext, deadline).await?;
+        let ciphertext = Blob::new(sealed.form, &sealed.iv, &sealed.ciphertext)?.encode();
         Ok(SealedSeed { ciphertext, key_id: active.clone(), annotations })
     }
 }
@@ -106,7 +107,7 @@ impl UnwrapHandle<'_> {
     ) -> Result<Plaintext, HandleError> {
         let blob = Blob::parse(blob)?;
         let context = Context::seed(blob.form(), &self.keyring.cluster, self.key_id, annotations);
-        Ok(self.keyring.token.open(ACTIVE_INDEX, wire_open(&blob, &context), deadline).await?)
+        Ok(self.keyring.tokens.open(ACTIVE_INDEX, wire_open(&blob, &context), deadline).await?)
     }
 }
 
@@ -126,8 +127,9 @@ pub fn wire_sealing(sealing: &Sealing) -> link::Sealing {
     }
 }
 
-/// What a worker must know of the KEK of `record`.
-pub fn wire_kek(record: &KekRecord) -> link::Kek {
+/// What a worker must know of the KEK of `record`; `is_copy`: on a token that it was not made in, where the attributes that tell
+/// of its birth read otherwise.
+pub fn wire_kek(record: &KekRecord, is_copy: bool) -> link::Kek {
     let proofs = record
         .proofs
         .iter()
@@ -137,11 +139,14 @@ pub fn wire_kek(record: &KekRecord) -> link::Kek {
             link::Proof { open: Some(wire_open(&blob, &context)), digest: proof.challenge_sha256.0.to_vec() }
         })
         .collect();
-    link::Kek { key: Some(wire_key(&record.kek)), proofs, mac: record.mac_key.as_ref().map(wire_key) }
+    let key = |key| wire_key(key, is_copy);
+    link::Kek { key: Some(key(&record.kek)), proofs, mac: record.mac_key.as_ref().map(key) }
 }
 
-fn wire_key(key: &TokenKey) -> link::TokenKey {
-    let attributes = key.attributes.iter().map(|(name, value)| wire_attribute(*name, value)).collect();
+fn wire_key(key: &TokenKey, is_copy: bool) -> link::TokenKey {
+    let counts = |name: &AttributeName| !(is_copy && name.tells_of_birth());
+    let attributes = key.attributes.iter().filter(|(name, _)| counts(name));
+    let attributes = attributes.map(|(name, value)| wire_attribute(*name, value)).collect();
     link::TokenKey { cka_id: key.id.as_bytes().to_vec(), label: key.label.clone(), attributes }
 }
 
@@ -162,11 +167,7 @@ fn wire_form(form: SealForm) -> link::Form {
     }
 }
 
-fn wire_attribute(
-    name: crate::attributes::AttributeName,
-    value: &crate::attributes::AttributeValue,
-) -> link::ExpectedAttribute {
-    use crate::attributes::AttributeValue;
+fn wire_attribute(name: AttributeName, value: &AttributeValue) -> link::ExpectedAttribute {
     use link::expected_attribute::Value;
     let value = match value {
         AttributeValue::Bool(flag) => Some(Value::Flag(*flag)),

@@ -2,6 +2,7 @@
 //!
 //! Everything that a caller may send is hostile: ciphertext, key_id and annotations come from etcd.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,17 +11,19 @@ use tonic::{Code, Request, Response, Status};
 
 use super::proto::key_management_service_server::KeyManagementService;
 use super::proto::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
-use super::status;
+use super::status::{self, HealthPolicy};
 use crate::class::Class;
 use crate::envelope::{MAX_PLAINTEXT_BYTES, annotations};
 use crate::key_id::{self, KeyId};
 use crate::keyring::{HandleError, Keyring};
+use crate::observe::metrics::METRICS;
 use crate::secret::Plaintext;
 use crate::token::RequestError;
 
 /// KMS v2 over a keyring.
 pub struct Service {
     keyring: Arc<Keyring>,
+    health: HealthPolicy,
     /// Longest time for one RPC, whatever the caller allows.
     deadline: Duration,
 }
@@ -31,8 +34,8 @@ pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 
 impl Service {
     /// Serves `keyring`; each RPC is answered within `deadline`.
-    pub fn new(keyring: Arc<Keyring>, deadline: Duration) -> Self {
-        Self { keyring, deadline }
+    pub fn new(keyring: Arc<Keyring>, health: HealthPolicy, deadline: Duration) -> Self {
+        Self { keyring, health, deadline }
     }
 
     fn deadline<T>(&self, request: &Request<T>) -> Instant {
@@ -46,7 +49,7 @@ impl KeyManagementService for Service {
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         Ok(Response::new(StatusResponse {
             version: "v2".to_owned(),
-            healthz: status::healthz(&self.keyring.token().state()),
+            healthz: status::healthz(&self.keyring.tokens().health(), self.health),
             key_id: self.keyring.active().as_str().to_owned(),
         }))
     }
@@ -137,6 +140,8 @@ impl<'a> Call<'a> {
         self.ended = true;
         let Self { method, uid, key_id_hash, .. } = &self;
         let micros = self.micros();
+        let code = refused.map_or(Cow::Borrowed("OK"), |status| Cow::Owned(format!("{:?}", status.code())));
+        METRICS.request(method, code, self.began.elapsed());
         match refused {
             None => tracing::debug!(method, ?uid, key_id_hash, micros, code = "OK"),
             Some(status) => {
@@ -156,6 +161,7 @@ impl Drop for Call<'_> {
         if !self.ended {
             let Self { method, uid, key_id_hash, .. } = &*self;
             let micros = self.micros();
+            METRICS.request(method, Cow::Borrowed("Cancelled"), self.began.elapsed());
             tracing::warn!(method, ?uid, key_id_hash, micros, code = "Cancelled", "the caller gave up");
         }
     }

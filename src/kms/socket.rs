@@ -30,10 +30,10 @@ pub const PATH_LIMIT: usize = 107 - TEMPORARY_SUFFIX.len();
 /// file `<path>.lock` stays: removing it would let two instances hold two different locks.
 #[derive(Debug)]
 pub struct Listener {
-    // Dropped in this order: the name must go while the lock is still held.
-    name: Name,
+    // Dropped in this order: the name must go while the lock is still held. Neither is ours where the socket was passed on.
+    _name: Option<Name>,
     socket: net::UnixListener,
-    _lock: OwnedFd,
+    _lock: Option<OwnedFd>,
 }
 
 /// Why a socket cannot be bound.
@@ -72,6 +72,10 @@ pub enum Refusal {
     NotASocket(PathBuf),
     #[error("the socket there belongs to uid {uid}, not to this process (uid {own})")]
     ForeignSocket { uid: u32, own: u32 },
+    #[error("the socket that was passed on listens on {}", .0.display())]
+    AnotherPath(PathBuf),
+    #[error("the socket that was passed on has mode {found:04o}, more open than {mode:04o}")]
+    OpenSocket { found: u32, mode: u32 },
     #[error("cannot {action}: {source}")]
     System { action: &'static str, source: io::Error },
 }
@@ -85,14 +89,16 @@ impl Listener {
         bind(path, mode).map_err(|refusal| SocketError { path: path.to_owned(), refusal })
     }
 
+    /// Takes over a socket that listens already, passed on by whoever started this process (systemd.socket): it stays when this
+    /// process ends, so that no connect is refused while another takes its place. It must be the one at `path`, and no more open
+    /// than `mode`.
+    pub fn inherit(socket: net::UnixListener, path: &Path, mode: u32) -> Result<Self, SocketError> {
+        inherit(socket, path, mode).map_err(|refusal| SocketError { path: path.to_owned(), refusal })
+    }
+
     /// A handle for accepting connections in the current tokio runtime. This value must outlive it.
     pub fn tokio(&self) -> io::Result<UnixListener> {
         UnixListener::from_std(self.socket.try_clone()?)
-    }
-
-    /// The path under which it listens.
-    pub fn path(&self) -> &Path {
-        &self.name.path
     }
 }
 
@@ -118,6 +124,8 @@ impl SocketError {
             Refusal::NotASocket(path) => {
                 format!("look what it is; move {} away or choose another path", path.display())
             }
+            Refusal::AnotherPath(_) => "set ListenStream= of the socket unit to socket.path".to_owned(),
+            Refusal::OpenSocket { mode, .. } => format!("set SocketMode={mode:04o} in the socket unit"),
             Refusal::ForeignSocket { .. } => "find out whose it is; remove it or choose another path".to_owned(),
             Refusal::System { .. } => "check the rights on the directory and the file system's health".to_owned(),
         }
@@ -191,7 +199,23 @@ fn bind(path: &Path, mode: u32) -> Result<Listener, Refusal> {
     rustix::net::listen(&socket, BACKLOG).map_err(system("listen"))?;
     fs::rename(&name.path, path).map_err(system("rename the socket to its path"))?;
     path.clone_into(&mut name.path);
-    Ok(Listener { name, socket: socket.into(), _lock: lock })
+    Ok(Listener { _name: Some(name), socket: socket.into(), _lock: Some(lock) })
+}
+
+fn inherit(socket: net::UnixListener, path: &Path, mode: u32) -> Result<Listener, Refusal> {
+    check_path(path)?;
+    check_directory(path.parent().ok_or(Refusal::NoFileName)?, own_uid())?;
+    let address = socket.local_addr().map_err(system("look at the socket that was passed on"))?;
+    let bound = address.as_pathname().unwrap_or(Path::new(""));
+    if bound != path {
+        return Err(Refusal::AnotherPath(bound.to_owned()));
+    }
+    let found = fs::metadata(path).map_err(system("look at the socket"))?.mode() & 0o777;
+    if found & !mode != 0 {
+        return Err(Refusal::OpenSocket { found, mode });
+    }
+    socket.set_nonblocking(true).map_err(system("use the socket that was passed on"))?;
+    Ok(Listener { _name: None, socket, _lock: None })
 }
 
 fn check_path(path: &Path) -> Result<(), Refusal> {

@@ -1,3 +1,5 @@
-//! What leaves the process for people to see. Others write to it; it asks nobody.
+//! What leaves the process for people and machines to see. Others write to it; it asks nobody.
 
+pub mod endpoints;
 pub mod log;
+pub mod metrics;

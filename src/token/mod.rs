@@ -1,52 +1,53 @@
-//! The front's handle for one HSM token: requests with deadlines, spread over the worker's sessions, retried once.
+//! The front's handle for the HSM tokens that hold the KEK: an ordered list, requests with deadlines, failover and return.
 //!
 //! The last floor with async code. A hung PKCS#11 call cannot be cancelled, so the request is answered at its deadline and
 //! the worker process is killed and replaced.
 
+mod choice;
+mod flights;
 mod lane;
+mod lifecycle;
+mod member;
 mod process;
+#[cfg(test)]
+mod simulation;
 mod supervisor;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use thiserror::Error;
-use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
 
-use self::lane::Lane;
+pub use self::choice::MAX_TOKENS;
+use self::choice::{Choice, Standing, choose};
+use self::flights::Flights;
+use self::member::{Attempt, Member, Phase};
+pub use self::process::{WorkerSpec, wire_pin};
 use crate::class::Class;
+use crate::observe::metrics::METRICS;
+use crate::seal::SealForm;
 use crate::secret::Plaintext;
 use crate::wire::link;
 
-pub use self::process::{WorkerSpec, wire_pin};
-
-/// One token, reached through its worker process. Cheap to clone.
+/// The tokens that hold the KEK, in the order of preference. Cheap to clone.
 #[derive(Clone)]
-pub struct Token {
+pub struct Tokens {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    spec: WorkerSpec,
-    state: watch::Sender<State>,
-    restart: Notify,
+    members: Vec<Member>,
+    /// Index of the token that requests go to while it is sound.
+    current: AtomicUsize,
+    /// Counts the changes of all members.
+    changes: watch::Receiver<u64>,
+    flights: Flights,
     waiting: AtomicUsize,
     queue_limit: usize,
-}
-
-/// What is known about the token now. Read from memory, never by asking the HSM.
-#[derive(Clone)]
-pub struct State {
-    /// Where the worker stands.
-    pub phase: Phase,
-    /// When a worker last served, or began to. `None`: the last start failed.
-    served: Option<Instant>,
-    /// What failed when the worker last sealed, and when it last opened, if it did not fail for the request's own sake.
-    faults: [Option<Failure>; 2],
-    generation: u64,
-    lanes: Arc<[Arc<Lane>]>,
 }
 
 /// The two kinds of work. Either right may be lost alone.
@@ -56,15 +57,22 @@ enum Work {
     Open = 1,
 }
 
-/// Where a worker stands.
+/// Whether the KEK can be used, as one answer over all tokens. Read from memory, never by asking an HSM.
 #[derive(Clone, Debug)]
-pub enum Phase {
-    /// A worker is being started.
+pub enum Health {
+    /// On one token at least.
+    Ok,
+    /// Not now. It last did its work this long ago, and what stands in the way may pass by itself.
+    Lost {
+        /// Since the last proof.
+        proved_ago: Duration,
+        /// Why not.
+        failure: Failure,
+    },
+    /// Not before somebody does something, or it never did.
+    Failed(Failure),
+    /// Nothing is known yet.
     Starting,
-    /// The worker serves: token found, logged in, KEKs proved.
-    Ready,
-    /// No worker serves. A [`Class::PinOrConfig`] failure is not tried again before [`Token::restart`].
-    Down(Failure),
 }
 
 /// Why a token does not serve, for three readers.
@@ -98,133 +106,150 @@ pub enum RequestError {
 /// IV and ciphertext with its tag.
 #[derive(Clone, Debug)]
 pub struct Sealed {
+    /// How the token that did it seals.
+    pub form: SealForm,
     /// As the form of the seal says.
     pub iv: Vec<u8>,
     /// Ciphertext and tag.
     pub ciphertext: Vec<u8>,
 }
 
-/// Attempts per request: the second one goes to another worker.
+/// Attempts per request: the second one goes to another token or another worker.
 const ATTEMPTS: u32 = 2;
 
-impl Token {
-    /// Starts the supervisor, which starts the worker. Returns at once; at most `queue_limit` requests wait at a time.
-    pub fn start(spec: WorkerSpec, queue_limit: usize) -> Self {
-        let state =
-            State { phase: Phase::Starting, served: None, faults: [None, None], generation: 0, lanes: Arc::new([]) };
+/// How long a token must have been sound before requests go back to it from one that stands behind it in the list.
+const RETURN_AFTER: Duration = Duration::from_secs(30);
+
+impl Tokens {
+    /// Starts a supervisor for each token, which starts its worker. Returns at once; at most `queue_limit` requests wait at a
+    /// time. At most [`MAX_TOKENS`].
+    pub fn start(specs: Vec<WorkerSpec>, queue_limit: usize) -> Self {
+        let (teller, changes) = watch::channel(0);
+        let members = specs.into_iter().take(MAX_TOKENS).map(|spec| Member::start(spec, teller.clone())).collect();
         let shared = Arc::new(Shared {
-            spec,
-            state: watch::Sender::new(state),
-            restart: Notify::new(),
+            members,
+            current: AtomicUsize::new(0),
+            changes,
+            flights: Flights::default(),
             waiting: AtomicUsize::new(0),
             queue_limit,
         });
-        tokio::spawn(supervisor::supervise(Arc::clone(&shared)));
-        tokio::spawn(supervisor::probe(Self { shared: Arc::clone(&shared) }));
+        tokio::spawn(go_back(Arc::clone(&shared)));
         Self { shared }
     }
 
-    /// What is known about the token now.
-    pub fn state(&self) -> State {
-        self.shared.state.borrow().clone()
+    /// Whether the KEK can be used.
+    pub fn health(&self) -> Health {
+        let members = &self.shared.members;
+        let states: Vec<_> = members.iter().map(Member::state).collect();
+        if states.iter().any(member::State::is_healthy) {
+            return Health::Ok;
+        }
+        let passing = |failure: &&Failure| failure.class != Class::PinOrConfig;
+        let failures = || states.iter().filter_map(member::State::failure);
+        let is_starting = states.iter().any(|state| matches!(state.phase, Phase::Starting));
+        let failure = failures().find(passing).or_else(|| failures().next()).cloned();
+        let proved_ago = members.iter().filter_map(Member::proved_ago).min();
+        match (failure, proved_ago) {
+            (Some(failure), Some(proved_ago)) if is_starting || passing(&&failure) => {
+                Health::Lost { proved_ago, failure }
+            }
+            (Some(failure), _) => Health::Failed(failure),
+            (None, Some(proved_ago)) => Health::Lost { proved_ago, failure: Failure::worker_lost() },
+            (None, None) => Health::Starting,
+        }
     }
 
-    /// Requests that wait for the token or run on it now.
+    /// Each token: label, whether it serves without a fault, and how long ago the KEK did its work there.
+    pub fn each(&self) -> Vec<(String, bool, Option<Duration>)> {
+        let each = |member: &Member| (member.label().to_owned(), member.state().is_sound(), member.proved_ago());
+        self.shared.members.iter().map(each).collect()
+    }
+
+    /// Requests that wait for a token or run on it now.
     pub fn load(&self) -> usize {
         self.shared.waiting.load(Ordering::Relaxed)
     }
 
-    /// Replaces the worker: the operator's word that PIN or configuration were mended. One login attempt.
+    /// Replaces the workers: the operator's word that PIN or configuration were mended. One login attempt each.
     pub fn restart(&self) {
-        self.shared.restart.notify_one();
+        for member in &self.shared.members {
+            member.shared.restart.notify_one();
+        }
     }
 
-    /// Seals with the KEK of this index. `context` is bound to the result.
+    /// Seals with the KEK of this index. What `context` gives for the form of the token that does it is bound to the result.
     pub async fn seal(
         &self,
         kek: u32,
-        context: &[u8; 32],
+        context: impl Fn(SealForm) -> [u8; 32],
         plaintext: &Plaintext,
         deadline: Instant,
     ) -> Result<Sealed, RequestError> {
-        let work = || {
-            link::request::Work::Seal(link::Seal { context: context.to_vec(), plaintext: plaintext.expose().to_vec() })
+        let work = |form| {
+            let context = context(form).to_vec();
+            link::request::Work::Seal(link::Seal { context, plaintext: plaintext.expose().to_vec() })
         };
         match self.request(Work::Seal, kek, work, deadline).await? {
-            link::reply::Outcome::Sealed(link::Sealed { iv, ciphertext }) => Ok(Sealed { iv, ciphertext }),
-            other => Err(unexpected(&other)),
+            (form, link::reply::Outcome::Sealed(link::Sealed { iv, ciphertext })) => {
+                Ok(Sealed { form, iv, ciphertext })
+            }
+            (_, other) => Err(unexpected(&other)),
         }
     }
 
-    /// Opens with the KEK of this index.
+    /// Opens with the KEK of this index. The same work at the same time is done once.
     pub async fn open(&self, kek: u32, work: link::Open, deadline: Instant) -> Result<Plaintext, RequestError> {
-        match self.request(Work::Open, kek, || link::request::Work::Open(work.clone()), deadline).await? {
-            link::reply::Outcome::Opened(link::Opened { plaintext }) => Ok(Plaintext::new(plaintext)),
-            other => Err(unexpected(&other)),
+        let mut key = Sha256::new();
+        for part in [&kek.to_be_bytes()[..], &work.context, &work.iv, &work.ciphertext] {
+            key.update((part.len() as u64).to_be_bytes());
+            key.update(part);
         }
+        let run = async || match self
+            .request(Work::Open, kek, |_| link::request::Work::Open(work.clone()), deadline)
+            .await?
+        {
+            (_, link::reply::Outcome::Opened(link::Opened { plaintext })) => Ok(Plaintext::new(plaintext)),
+            (_, other) => Err(unexpected(&other)),
+        };
+        self.shared.flights.join(key.finalize().into(), deadline, run).await
     }
 
     async fn request(
         &self,
         kind: Work,
         kek: u32,
-        work: impl Fn() -> link::request::Work,
+        work: impl Fn(SealForm) -> link::request::Work,
         deadline: Instant,
-    ) -> Result<link::reply::Outcome, RequestError> {
+    ) -> Result<(SealForm, link::reply::Outcome), RequestError> {
         let _place = self.shared.enter()?;
-        let mut last = RequestError::Deadline;
-        let mut generation = 0;
+        // The generation of each member's worker on which this request has failed.
+        let mut tried = [0; MAX_TOKENS];
+        let mut last = None;
         for _ in 0..ATTEMPTS {
-            let ready = match timeout_at(deadline, self.shared.ready_after(generation)).await {
-                Err(_) => return Err(last),
-                Ok(ready) => ready?,
-            };
-            generation = ready.generation;
-            let Some(lane) = ready.lanes.iter().min_by_key(|lane| lane.load()) else { continue };
-            let Some(reply) = lane.send(kek, work(), deadline) else { continue };
-            match timeout_at(deadline, reply).await {
-                Err(_) => return Err(RequestError::Deadline),
-                // The lane closed: the worker is gone, and with it the answer. Both kinds of work are safe to repeat.
-                Ok(Err(_)) => last = RequestError::Failed(Failure::worker_lost()),
-                Ok(Ok(link::reply::Outcome::Failure(failure))) => {
-                    let failure = Failure::from(failure);
-                    self.shared.learn(kind, Some(&failure));
-                    if !failure.class.ends_worker() {
-                        return Err(failure.into());
+            let index = self.shared.choice(&tried, deadline, last.as_ref()).await?;
+            let Some(member) = self.shared.members.get(index) else { break };
+            let generation = member.shared.state.borrow().generation;
+            let form = member.shared.spec.form;
+            match member.attempt(kind, kek, work(form), deadline).await {
+                Attempt::Done(Ok(outcome)) => return Ok((form, outcome)),
+                Attempt::Done(Err(error)) => return Err(error),
+                Attempt::Failed(error) => {
+                    if let Some(tried) = tried.get_mut(index) {
+                        *tried = generation;
                     }
-                    tracing::warn!(class = failure.class.word(), detail = %failure, hint = failure.hint, "HSM call failed");
-                    last = failure.into();
-                }
-                Ok(Ok(outcome)) => {
-                    self.shared.learn(kind, None);
-                    return Ok(outcome);
+                    let is_final = matches!(&error, RequestError::Failed(failure) if !failure.class.ends_worker());
+                    // What does not end the worker would fail there again: only another token can help.
+                    if is_final && self.shared.members.len() == 1 {
+                        return Err(error);
+                    }
+                    last = Some(error);
                 }
             }
         }
-        Err(last)
+        Err(last.unwrap_or(RequestError::Deadline))
     }
 }
-
-impl State {
-    /// Why one of the two kinds of work does not succeed, though the worker serves.
-    pub fn fault(&self) -> Option<&Failure> {
-        self.faults.iter().flatten().next()
-    }
-
-    /// Whether the KEK is known to work, or did so a moment ago while a worker is being replaced.
-    pub fn is_healthy(&self) -> bool {
-        self.fault().is_none()
-            && match self.phase {
-                Phase::Ready => true,
-                Phase::Starting => self.served.is_some_and(|served| served.elapsed() < REPLACEMENT_GRACE),
-                Phase::Down(_) => false,
-            }
-    }
-}
-
-/// How long a token still counts as healthy while its worker is replaced: a respawn takes milliseconds, and an unhealthy
-/// Status takes the API server out of service for at least 3 s.
-const REPLACEMENT_GRACE: Duration = Duration::from_secs(5);
 
 impl Shared {
     fn enter(&self) -> Result<Place<'_>, RequestError> {
@@ -235,45 +260,90 @@ impl Shared {
         Ok(Place(&self.waiting))
     }
 
-    /// Keeps what a piece of work showed. A blob that does not open and a device that is busy say nothing about the token.
-    fn learn(&self, kind: Work, failure: Option<&Failure>) {
-        if failure.is_some_and(|failure| matches!(failure.class, Class::Data | Class::Busy)) {
-            return;
-        }
-        let fault = |state: &State| state.faults.get(kind as usize).is_some_and(Option::is_some);
-        if fault(&self.state.borrow()) != failure.is_some() {
-            // Nobody waits for this, so nobody is woken.
-            self.state.send_if_modified(|state| {
-                if let Some(fault) = state.faults.get_mut(kind as usize) {
-                    *fault = failure.cloned();
+    /// The member for a request that failed on the workers `tried`, the last time with `last`. Waits while one may come to serve;
+    /// fails at once while none can.
+    async fn choice(
+        &self,
+        tried: &[u64; MAX_TOKENS],
+        deadline: Instant,
+        last: Option<&RequestError>,
+    ) -> Result<usize, RequestError> {
+        let mut changes: Option<watch::Receiver<u64>> = None;
+        loop {
+            let current = self.current.load(Ordering::Relaxed);
+            let mut standings = [Standing::Down; MAX_TOKENS];
+            for ((standing, member), tried) in standings.iter_mut().zip(&self.members).zip(tried) {
+                *standing = standing_of(&member.shared.state.borrow(), *tried);
+            }
+            match choose(standings.get(..self.members.len()).unwrap_or_default(), current) {
+                Choice::Use(index) => {
+                    if index != current {
+                        self.fail_over(current, index);
+                    }
+                    return Ok(index);
                 }
-                false
-            });
+                Choice::GiveUp => {
+                    let failures = self.members.iter().filter_map(|member| member.state().failure().cloned());
+                    let down = failures.min_by_key(|failure| failure.class == Class::PinOrConfig);
+                    return Err(last.cloned().unwrap_or_else(|| down.unwrap_or_else(Failure::worker_lost).into()));
+                }
+                Choice::Wait => {
+                    // Subscribed before the second look, so that no change is missed.
+                    let Some(changes) = &mut changes else {
+                        changes = Some(self.changes.clone());
+                        continue;
+                    };
+                    match timeout_at(deadline, changes.changed()).await {
+                        Ok(Ok(())) => {}
+                        _ => return Err(last.cloned().unwrap_or(RequestError::Deadline)),
+                    }
+                }
+            }
         }
     }
 
-    /// The state of a worker that serves, and is newer than `generation`. Fails at once while the token is down.
-    async fn ready_after(&self, generation: u64) -> Result<State, Failure> {
-        if let Some(outcome) = settled(&self.state.borrow(), generation) {
-            return outcome;
+    fn fail_over(&self, from: usize, to: usize) {
+        let is_first_start = |member: &Member| {
+            let state = member.shared.state.borrow();
+            matches!(state.phase, Phase::Starting) && state.served.is_none()
+        };
+        // The other one was ready sooner, and that is no failure.
+        if self.members.get(from).is_some_and(is_first_start) {
+            return;
         }
-        let mut changes = self.state.subscribe();
-        loop {
-            if let Some(outcome) = settled(&changes.borrow_and_update(), generation) {
-                return outcome;
-            }
-            if changes.changed().await.is_err() {
-                return Err(Failure::worker_lost());
-            }
+        let swapped = self.current.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if let (true, Some(from), Some(to)) = (swapped, self.members.get(from), self.members.get(to)) {
+            let why = from.state().failure().map_or_else(String::new, ToString::to_string);
+            METRICS.failover();
+            tracing::warn!(from = from.label(), to = to.label(), why, "failing over to another token");
         }
     }
 }
 
-fn settled(state: &State, generation: u64) -> Option<Result<State, Failure>> {
+fn standing_of(state: &member::State, tried: u64) -> Standing {
     match &state.phase {
-        Phase::Ready if state.generation > generation => Some(Ok(state.clone())),
-        Phase::Ready | Phase::Starting => None,
-        Phase::Down(failure) => Some(Err(failure.clone())),
+        Phase::Ready if state.generation <= tried => Standing::Tried,
+        Phase::Ready if state.fault().is_some() => Standing::Faulty,
+        Phase::Ready => Standing::Sound,
+        Phase::Starting => Standing::Starting,
+        Phase::Down(_) => Standing::Down,
+    }
+}
+
+/// Goes back to a token nearer the front of the list once it has been sound for a while.
+async fn go_back(shared: Arc<Shared>) {
+    if shared.members.len() < 2 {
+        return;
+    }
+    loop {
+        sleep(Duration::from_secs(1)).await;
+        let current = shared.current.load(Ordering::Relaxed);
+        let mut before = shared.members.iter().take(current);
+        let Some(index) = before.position(|member| member.state().sound_for() >= RETURN_AFTER) else { continue };
+        if let (Some(from), Some(to)) = (shared.members.get(current), shared.members.get(index)) {
+            shared.current.store(index, Ordering::Relaxed);
+            tracing::info!(from = from.label(), to = to.label(), "going back to the token that is sound again");
+        }
     }
 }
 

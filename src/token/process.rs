@@ -16,6 +16,7 @@ use tokio::process::{Child, Command};
 use super::Failure;
 use crate::class::Class;
 use crate::pin::PinSource;
+use crate::seal::SealForm;
 use crate::wire::{self, FrameBuffer, link};
 
 /// What a worker is started with.
@@ -23,6 +24,8 @@ use crate::wire::{self, FrameBuffer, link};
 pub struct WorkerSpec {
     /// Module, token, PIN source and KEKs.
     pub start: link::Start,
+    /// How the token seals, as in `start`.
+    pub form: SealForm,
     /// PKCS#11 sessions to open, each with a thread of its own.
     pub sessions: usize,
     /// Variables that the vendor module needs (its configuration file, for one).
@@ -39,6 +42,13 @@ pub(super) struct Worker {
     pub(super) sessions: Vec<UnixStream>,
 }
 
+/// Why a worker did not come to serve.
+pub(super) struct StartFailure {
+    pub(super) failure: Failure,
+    /// It ended in the middle of its login.
+    pub(super) login_unknown: bool,
+}
+
 /// Longest time from exec to Started. Network HSMs take seconds to connect.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
@@ -47,10 +57,13 @@ const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "TZ", "LD_LIBRARY_PATH", "
 
 impl Worker {
     /// Starts a worker and waits until it serves or says why not.
-    pub(super) async fn start(spec: &WorkerSpec) -> Result<(Self, link::TokenInfo), Failure> {
-        let mut worker = Self::spawn(spec)
-            .map_err(|error| Failure::at_start(format!("the worker process cannot be started: {error}")))?;
-        let outcome = tokio::time::timeout(START_LIMIT, started(&mut worker.control)).await.unwrap_or_else(|_| {
+    pub(super) async fn start(spec: &WorkerSpec) -> Result<(Self, link::TokenInfo), StartFailure> {
+        let unstarted = |error| Failure::at_start(format!("the worker process cannot be started: {error}"));
+        let mut worker =
+            Self::spawn(spec).map_err(|error| StartFailure { failure: unstarted(error), login_unknown: false })?;
+        let mut logging_in = false;
+        let started = started(&mut worker.control, &mut logging_in);
+        let outcome = tokio::time::timeout(START_LIMIT, started).await.unwrap_or_else(|_| {
             let seconds = START_LIMIT.as_secs();
             Err(Failure::at_start(format!("the worker did not start within {seconds} s")))
         });
@@ -58,7 +71,7 @@ impl Worker {
             Ok(token) => Ok((worker, token)),
             Err(failure) => {
                 worker.kill().await;
-                Err(failure)
+                Err(StartFailure { failure, login_unknown: logging_in })
             }
         }
     }
@@ -146,7 +159,8 @@ fn send_start(control: &StdUnixStream, start: &link::Start, remotes: &[OwnedFd])
     Ok(())
 }
 
-async fn started(control: &mut UnixStream) -> Result<link::TokenInfo, Failure> {
+/// Reads what the worker says of its start. `logging_in` is set while it is in its login.
+async fn started(control: &mut UnixStream, logging_in: &mut bool) -> Result<link::TokenInfo, Failure> {
     let lost = |detail: &str| Failure::at_start(detail.to_owned());
     let mut frames = FrameBuffer::default();
     let mut bytes = [0; 4096];
@@ -156,11 +170,16 @@ async fn started(control: &mut UnixStream) -> Result<link::TokenInfo, Failure> {
             return Err(lost("the worker ended before it served: the vendor module may have crashed"));
         }
         frames.push(bytes.get(..count).unwrap_or_default());
-        let started = frames.take::<link::Started>().map_err(|error| lost(&error.to_string()))?;
-        match started.and_then(|started| started.outcome) {
-            Some(link::started::Outcome::Token(token)) => return Ok(token),
-            Some(link::started::Outcome::Failure(failure)) => return Err(failure.into()),
-            None => {}
+        while let Some(started) = frames.take::<link::Started>().map_err(|error| lost(&error.to_string()))? {
+            match started.outcome {
+                Some(link::started::Outcome::LoggingIn(begun)) => *logging_in = begun,
+                Some(link::started::Outcome::Token(token)) => return Ok(token),
+                Some(link::started::Outcome::Failure(failure)) => {
+                    *logging_in = false;
+                    return Err(failure.into());
+                }
+                None => {}
+            }
         }
     }
 }

@@ -8,10 +8,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::lane::Lane;
-use super::process::Worker;
-use super::{Failure, Phase, Shared, State, Token};
+use super::lifecycle::{Event, Lifecycle, Next, Stop};
+use super::member::{Attempt, Member, Phase, Shared};
+use super::process::{StartFailure, Worker};
+use super::{Failure, Work};
 use crate::class::Class;
-use crate::secret::Plaintext;
+use crate::observe::metrics::METRICS;
+use crate::wire::link;
 
 /// A worker that has work and answers nothing for this long is hung. Leaves room for a retry within the API server's 3 s.
 const CALL_LIMIT: Duration = Duration::from_millis(1200);
@@ -19,16 +22,17 @@ const CALL_LIMIT: Duration = Duration::from_millis(1200);
 /// How often hung workers are looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 
-/// First and longest wait between two starts that failed.
-const FIRST_BACKOFF: Duration = Duration::from_millis(250);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// A proof that found no real work done for this long makes sure of the KEK.
+const TRIAL_LIMIT: Duration = Duration::from_millis(2400);
 
 /// Runs for the life of the process.
 pub(super) async fn supervise(shared: Arc<Shared>) {
-    let mut backoff = FIRST_BACKOFF;
+    let mut lifecycle = Lifecycle::default();
     loop {
-        match Worker::start(&shared.spec).await {
+        let label = &shared.spec.start.token_label;
+        let event = match Worker::start(&shared.spec).await {
             Ok((worker, token)) => {
+                METRICS.worker_start(label, true);
                 tracing::info!(
                     label = token.label,
                     manufacturer = token.manufacturer,
@@ -39,54 +43,71 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
                 );
                 let began = Instant::now();
                 serve(&shared, worker).await;
-                // A worker that served proves that token and PIN are good: only starts that fail are spaced further apart.
-                backoff = FIRST_BACKOFF;
-                if began.elapsed() > LONGEST_BACKOFF {
-                    continue;
-                }
+                Event::Served(began.elapsed())
             }
-            Err(failure) => {
+            Err(StartFailure { failure, login_unknown }) => {
+                METRICS.worker_start(label, false);
+                METRICS.hsm_failure(label, failure.class.word());
                 log_down(&shared, &failure);
-                let stop = failure.class == Class::PinOrConfig;
-                shared.set_down(failure);
-                if stop {
-                    // Another login could lock the token, and no other mistake mends itself.
-                    shared.restart.notified().await;
-                    tracing::info!("operator asked for a new try");
-                    backoff = FIRST_BACKOFF;
-                    shared.set_phase(Phase::Starting);
-                    continue;
-                }
+                let class = failure.class;
+                set_down(&shared, failure);
+                Event::StartFailed { class, login_unknown }
             }
-        }
-        tokio::select! {
-            () = sleep(jitter(backoff)) => backoff = (backoff * 2).min(LONGEST_BACKOFF),
-            () = shared.restart.notified() => backoff = FIRST_BACKOFF,
+        };
+        match lifecycle.on(event) {
+            Next::Start => {}
+            Next::StartAfter(wait) => tokio::select! {
+                () = sleep(jitter(wait)) => {}
+                () = shared.restart.notified() => drop(lifecycle.on(Event::Operator)),
+            },
+            Next::Wait(stop) => {
+                if stop == Stop::UnknownLogins {
+                    let failure = unknown_logins();
+                    log_down(&shared, &failure);
+                    set_down(&shared, failure);
+                }
+                shared.restart.notified().await;
+                tracing::info!("operator asked for a new try");
+                lifecycle.on(Event::Operator);
+                shared.change(|state| state.phase = Phase::Starting);
+            }
         }
     }
 }
 
-/// Proves the KEK again and again, so that a token that went away is noticed before the API server needs it.
-pub(super) async fn probe(token: Token) {
-    let keks = token.shared.spec.start.keks.clone();
+/// Proves the KEK again and again while no real work does, so that a token that went away is noticed before the API server needs
+/// it.
+pub(super) async fn probe(member: Member) {
+    let keks = member.shared.spec.start.keks.clone();
+    let interval = member.shared.spec.probe_interval;
     loop {
-        sleep(token.shared.spec.probe_interval).await;
-        let state = token.state();
+        sleep(interval).await;
+        let state = member.state();
         if !matches!(state.phase, Phase::Ready) {
             continue;
         }
-        if state.faults.iter().any(Option::is_some) {
+        if state.fault().is_some() {
             // The API server seals about once in its life: nobody but us would find out that sealing works again.
-            let trial = Plaintext::new(vec![0; 32]);
-            let _ = token.seal(0, &[0; 32], &trial, Instant::now() + CALL_LIMIT * 2).await;
+            let trial = link::Seal { context: vec![0; 32], plaintext: vec![0; 32] };
+            let deadline = Instant::now() + TRIAL_LIMIT;
+            let _ = member.attempt(Work::Seal, 0, link::request::Work::Seal(trial), deadline).await;
+        } else if member.proved_ago().is_some_and(|ago| ago < interval) {
+            continue;
         }
         for (index, kek) in (0..).zip(&keks) {
             let Some(proof) = kek.proofs.first() else { continue };
             let Some(open) = proof.open.clone() else { continue };
-            match token.open(index, open, Instant::now() + CALL_LIMIT * 2).await {
-                Ok(challenge) if Sha256::digest(challenge.expose()).as_slice() == proof.digest => {}
-                Ok(_) => tracing::error!("the KEK opened its proof blob to another challenge"),
-                Err(error) => tracing::warn!(%error, "the KEK could not be proved"),
+            let deadline = Instant::now() + TRIAL_LIMIT;
+            match member.attempt(Work::Open, index, link::request::Work::Open(open), deadline).await {
+                Attempt::Done(Ok(link::reply::Outcome::Opened(link::Opened { plaintext: challenge }))) => {
+                    if Sha256::digest(&challenge).as_slice() != proof.digest {
+                        tracing::error!("the KEK opened its proof blob to another challenge");
+                    }
+                }
+                Attempt::Done(Ok(_)) => {}
+                Attempt::Done(Err(error)) | Attempt::Failed(error) => {
+                    tracing::warn!(token = member.label(), %error, "the KEK could not be proved");
+                }
             }
         }
     }
@@ -105,7 +126,8 @@ async fn serve(shared: &Shared, mut worker: Worker) {
             lane
         })
         .collect();
-    shared.state.send_modify(|state| {
+    shared.proved();
+    shared.change(|state| {
         state.generation += 1;
         state.phase = Phase::Ready;
         state.served = Some(Instant::now());
@@ -137,7 +159,7 @@ async fn serve(shared: &Shared, mut worker: Worker) {
             }
         }
     }
-    shared.state.send_modify(|state| {
+    shared.change(|state| {
         state.phase = Phase::Starting;
         // It served until now.
         state.served = Some(Instant::now());
@@ -151,17 +173,21 @@ async fn serve(shared: &Shared, mut worker: Worker) {
     }
 }
 
-impl Shared {
-    fn set_down(&self, failure: Failure) {
-        self.state.send_modify(|state: &mut State| {
-            state.phase = Phase::Down(failure);
-            // What served before does not count any more: the next start must not look healthy by it.
-            state.served = None;
-        });
-    }
+fn set_down(shared: &Shared, failure: Failure) {
+    shared.change(|state| {
+        state.phase = Phase::Down(failure);
+        // What served before does not count any more: the next start must not look healthy by it.
+        state.served = None;
+    });
+}
 
-    fn set_phase(&self, phase: Phase) {
-        self.state.send_modify(|state: &mut State| state.phase = phase);
+fn unknown_logins() -> Failure {
+    Failure {
+        class: Class::PinOrConfig,
+        public: "logins end without an answer; no more is tried".to_owned(),
+        detail: "two logins hung or crashed before any had succeeded: the token may have counted them, and some lock at the third"
+            .to_owned(),
+        hint: "look at the HSM and at the PIN's counter there, then send SIGHUP".to_owned(),
     }
 }
 

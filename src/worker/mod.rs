@@ -23,7 +23,8 @@ pub fn run() -> Result<ExitCode, std::io::Error> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let mut control = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let (request, streams) = start::receive(&control)?;
-    let serving = match start::start(&request, streams) {
+    let mut report = |begun| tell(&mut control, link::started::Outcome::LoggingIn(begun));
+    let serving = match start::start(&request, streams, &mut report) {
         Ok(serving) => {
             tell(&mut control, link::started::Outcome::Token(serving.token.clone()))?;
             serving

@@ -73,7 +73,14 @@ pub(super) struct Serving {
 }
 
 /// Does everything that must hold before the first request, then starts one thread per session socket.
-pub(super) fn start(request: &link::Start, streams: Vec<UnixStream>) -> Result<Serving, Error> {
+///
+/// `logging_in` tells the front when the login begins and when it has its answer: killed in between, nobody knows whether the
+/// token counted the attempt.
+pub(super) fn start(
+    request: &link::Start,
+    streams: Vec<UnixStream>,
+    logging_in: &mut dyn FnMut(bool) -> Result<(), IoError>,
+) -> Result<Serving, Error> {
     // Before the module opens files of its own: a descriptor that nobody passed on could be one of them, and its content
     // would be sent to the token as a PIN.
     let form = PinForm::from_number(request.pin_form).ok_or_else(unknown_work)?;
@@ -97,7 +104,10 @@ pub(super) fn start(request: &link::Start, streams: Vec<UnixStream>) -> Result<S
     // SoftHSM2 rewrites its token's file at every login, in place: killed meanwhile it loses the token and all keys in it. So
     // a front that dies now does not take this process along; the end of the control socket ends it a moment later.
     set_parent_process_death_signal(None).map_err(unguarded)?;
+    let untold = |error: IoError| Error::Unreadable(format!("the front cannot be told of the login: {error}"));
+    logging_in(true).map_err(untold)?;
     let login = token.login(user, pin.as_ref());
+    logging_in(false).map_err(untold)?;
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(unguarded)?;
     let login = login?;
     drop(pin);

@@ -214,6 +214,7 @@ impl Config {
             "cluster": CLUSTER,
             "socket": {"path": directory.join(format!("{name}@kms.sock"))},
             "token": section,
+            "health": "strict",
             "kek": {"record": record, "allow_rehearsal": true},
         });
         Self { path: directory.join(format!("{name}.yaml")), value }

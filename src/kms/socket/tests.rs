@@ -43,7 +43,7 @@ fn binds_with_the_mode_and_removes_its_files_on_drop() {
     let path = directory.path().join("hsm@kms.sock");
     for mode in [0o600, 0o660, 0o666] {
         let listener = Listener::bind(&path, mode).unwrap();
-        assert_eq!(listener.path(), path);
+        assert!(path.exists());
         let found = fs::symlink_metadata(&path).unwrap();
         assert!(found.file_type().is_socket());
         assert_eq!(found.mode() & 0o7777, mode);

@@ -1,0 +1,116 @@
+//! `/livez`, `/readyz` and `/metrics` over HTTP, for kubelet and Prometheus. Public texts only, and nothing can be changed here.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
+
+/// Where the answers come from.
+pub struct Answers {
+    /// `ok`, or why the KEK cannot be used: what Status says.
+    pub health: Box<dyn Fn() -> String + Send + Sync>,
+    /// The metrics, in the text format of `OpenMetrics`.
+    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+}
+
+/// The endpoints, as connections come to them.
+#[derive(Clone)]
+pub struct Endpoints {
+    answers: Arc<Answers>,
+    connections: Arc<Semaphore>,
+}
+
+/// Connections at one time: a scraper and a kubelet need two.
+const MOST_CONNECTIONS: usize = 16;
+
+/// Longest time for a request's head, and with it for an idle connection.
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
+
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const OPEN_METRICS: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+impl Endpoints {
+    /// Endpoints with these answers.
+    pub fn new(answers: Answers) -> Self {
+        Self { answers: Arc::new(answers), connections: Arc::new(Semaphore::new(MOST_CONNECTIONS)) }
+    }
+
+    /// Serves one connection in a task of its own; one too many is closed at once.
+    pub fn accept(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let Ok(place) = Arc::clone(&self.connections).try_acquire_owned() else { return };
+        let answers = Arc::clone(&self.answers);
+        tokio::spawn(async move {
+            let _place = place;
+            let service = service_fn(|request: Request<Incoming>| {
+                let response = answers.answer(request.method(), request.uri().path());
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let mut server = http1::Builder::new();
+            server.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).max_buf_size(16 * 1024);
+            // How a prober ends its connection is its own affair.
+            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+impl Answers {
+    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+        let (status, kind, text) = match (method, path) {
+            (&Method::GET | &Method::HEAD, "/livez") => (StatusCode::OK, TEXT, "ok\n".to_owned()),
+            (&Method::GET | &Method::HEAD, "/readyz") => {
+                let health = (self.health)();
+                let status = if health == "ok" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                (status, TEXT, format!("{health}\n"))
+            }
+            (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, OPEN_METRICS, (self.metrics)()),
+            (_, "/livez" | "/readyz" | "/metrics") => {
+                (StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".to_owned())
+            }
+            _ => (StatusCode::NOT_FOUND, TEXT, "there are /livez, /readyz and /metrics\n".to_owned()),
+        };
+        let mut response = Response::new(Full::new(Bytes::from(text)));
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, kind);
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(health: &'static str, method: &Method, path: &str) -> u16 {
+        let answers =
+            Answers { health: Box::new(move || health.to_owned()), metrics: Box::new(|| "# EOF\n".to_owned()) };
+        answers.answer(method, path).status().as_u16()
+    }
+
+    #[test]
+    fn readiness_follows_status_and_liveness_does_not() {
+        for (health, method, path, expected) in [
+            ("ok", Method::GET, "/livez", 200),
+            ("gone: x", Method::GET, "/livez", 200),
+            ("ok", Method::GET, "/readyz", 200),
+            ("gone: x", Method::HEAD, "/readyz", 503),
+            ("ok", Method::GET, "/metrics", 200),
+            ("ok", Method::POST, "/metrics", 405),
+            ("ok", Method::GET, "/", 404),
+            ("ok", Method::GET, "/readyz/", 404),
+        ] {
+            assert_eq!(status(health, &method, path), expected, "{method} {path}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What is counted, in the text format of `OpenMetrics`. Names and labels are public: docs/resilience.md lists them.
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// The metrics of this process.
+pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::default);
+
+/// All that is counted while requests run. What is only looked at stands in [`Snapshot`].
+pub struct Metrics {
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<MethodLabels, Histogram, fn() -> Histogram>,
+    hsm_failures: Family<FailureLabels, Counter>,
+    worker_starts: Family<StartLabels, Counter>,
+    failovers: Counter,
+    joined: Counter,
+}
+
+/// What is true at the moment of the question.
+pub struct Snapshot {
+    /// Hash of the key_id that Status announces, as the API server's metrics print it.
+    pub key_id_hash: String,
+    /// What Status says is `ok`.
+    pub is_healthy: bool,
+    /// Requests that wait for a token or run on it.
+    pub waiting: usize,
+    /// Each token: label, whether it serves without a fault, and how long ago the KEK did its work there.
+    pub tokens: Vec<(String, bool, Option<Duration>)>,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct RequestLabels {
+    method: &'static str,
+    code: Cow<'static, str>,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct MethodLabels {
+    method: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct FailureLabels {
+    token: String,
+    class: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct StartLabels {
+    token: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct TokenLabels {
+    token: String,
+    /// Place in the list, from 0: two tokens may have one label.
+    position: u64,
+}
+
+/// Upper bounds in seconds, up to the longest deadline.
+const BUCKETS: [f64; 12] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 2.0, 3.0];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            requests: Family::default(),
+            durations: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
+            hsm_failures: Family::default(),
+            worker_starts: Family::default(),
+            failovers: Counter::default(),
+            joined: Counter::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// An RPC ended with this code, `OK` or a name of `tonic::Code`.
+    pub fn request(&self, method: &'static str, code: Cow<'static, str>, duration: Duration) {
+        self.requests.get_or_create(&RequestLabels { method, code }).inc();
+        let durations = self.durations.get_or_create(&MethodLabels { method });
+        durations.observe(duration.as_secs_f64());
+    }
+
+    /// A PKCS#11 call failed for good, or a start did.
+    pub fn hsm_failure(&self, token: &str, class: &'static str) {
+        self.hsm_failures.get_or_create(&FailureLabels { token: token.to_owned(), class }).inc();
+    }
+
+    /// A worker was started, and came to serve or did not.
+    pub fn worker_start(&self, token: &str, serves: bool) {
+        let outcome = if serves { "served" } else { "failed" };
+        self.worker_starts.get_or_create(&StartLabels { token: token.to_owned(), outcome }).inc();
+    }
+
+    /// Requests began to go to another token.
+    pub fn failover(&self) {
+        self.failovers.inc();
+    }
+
+    /// A request got the answer of an identical one.
+    pub fn joined(&self) {
+        self.joined.inc();
+    }
+
+    /// Everything, in the text format of `OpenMetrics` 1.0.
+    pub fn text(&self, snapshot: &Snapshot) -> String {
+        let mut registry = Registry::with_prefix("hsm_kms");
+        registry.register("requests", "RPCs answered, by method and gRPC code", self.requests.clone());
+        registry.register_with_unit("request_duration", "Time to the answer", Unit::Seconds, self.durations.clone());
+        registry.register("hsm_failures", "Failures of a token, by class", self.hsm_failures.clone());
+        registry.register("worker_starts", "Worker processes started", self.worker_starts.clone());
+        registry.register("failovers", "Changes to another token because one failed", self.failovers.clone());
+        registry.register("joined_requests", "Opens that got the answer of an identical one", self.joined.clone());
+        let waiting = Gauge::<i64>::default();
+        waiting.set(i64::try_from(snapshot.waiting).unwrap_or(i64::MAX));
+        registry.register("waiting_requests", "Requests that wait for a token or run on it", waiting);
+        let healthy = Gauge::<i64>::default();
+        healthy.set(snapshot.is_healthy.into());
+        registry.register("healthy", "1 while Status says ok", healthy);
+        let (up, age) =
+            (Family::<TokenLabels, Gauge>::default(), Family::<TokenLabels, Gauge<f64, AtomicU64>>::default());
+        for (position, (token, is_sound, proved_ago)) in (0..).zip(&snapshot.tokens) {
+            let labels = TokenLabels { token: token.clone(), position };
+            up.get_or_create(&labels).set((*is_sound).into());
+            if let Some(proved_ago) = proved_ago {
+                age.get_or_create(&labels).set(proved_ago.as_secs_f64());
+            }
+        }
+        registry.register("token_up", "1 while the token serves without a fault", up);
+        registry.register_with_unit("proof_age", "Since the KEK last did its work there", Unit::Seconds, age);
+        let info = Family::<Vec<(String, String)>, Gauge>::default();
+        let labels = vec![
+            ("key_id_hash".to_owned(), snapshot.key_id_hash.clone()),
+            ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ];
+        info.get_or_create(&labels).set(1);
+        registry.register("info", "The KEK that new seeds are sealed with, and this release", info);
+        let mut text = String::new();
+        // Writing into a String does not fail.
+        let _ = encode(&mut text, &registry);
+        text
+    }
+}

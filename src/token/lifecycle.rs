@@ -7,7 +7,7 @@ use crate::class::Class;
 
 /// First and longest wait between two starts that failed.
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
-pub(super) const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+pub(super) const LONGEST_BACKOFF: Duration = Duration::from_secs(4);
 
 /// Logins without a known outcome before the operator is asked. Some tokens lock at the third wrong PIN.
 const UNKNOWN_LOGINS: u32 = 2;
@@ -110,11 +110,11 @@ mod tests {
     const DENIED: Event = Event::StartFailed { class: Class::PinOrConfig, login_unknown: false };
 
     #[test]
-    fn starts_that_fail_are_spaced_further_apart_up_to_5_s() {
+    fn starts_that_fail_are_spaced_further_apart_up_to_4_s() {
         let mut lifecycle = Lifecycle::default();
         let waits: Vec<_> = (0..7).map(|_| lifecycle.on(GONE)).collect();
         let after = |millis| Next::StartAfter(Duration::from_millis(millis));
-        assert_eq!(waits, [250, 500, 1000, 2000, 4000, 5000, 5000].map(after));
+        assert_eq!(waits, [250, 500, 1000, 2000, 4000, 4000, 4000].map(after));
         assert_eq!(lifecycle.on(Event::Served(Duration::from_secs(1))), after(250));
         assert_eq!(lifecycle.on(Event::Served(Duration::from_mins(1))), Next::Start);
     }

@@ -15,18 +15,18 @@ use crate::faults::{WRONG_PIN, until};
 use crate::harness::{Config, Plugin, TestToken, run_ceremony, write_secret};
 use crate::processes::{signal, worker};
 
-const SEED: &[u8; 32] = b"a seed of 32 bytes, as all are..";
+pub const SEED: &[u8; 32] = b"a seed of 32 bytes, as all are..";
 
 /// Two tokens with one KEK, a fault module in front of each.
-struct Pair {
+pub struct Pair {
     token: TestToken,
-    config: Config,
-    first: FaultModule,
-    second: FaultModule,
+    pub config: Config,
+    pub first: FaultModule,
+    pub second: FaultModule,
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let token = TestToken::new();
         let record = run_ceremony(&token, token.directory());
         let mut config = Config::new(&token, &record, "plugin");
@@ -66,12 +66,12 @@ fn copy_of(token: &TestToken) -> Value {
     section
 }
 
-async fn encrypt(client: &mut Client) -> Result<EncryptResponse, tonic::Status> {
+pub async fn encrypt(client: &mut Client) -> Result<EncryptResponse, tonic::Status> {
     let request = EncryptRequest { plaintext: SEED.to_vec().into(), uid: "test".to_owned() };
     Ok(client.encrypt(request).await?.into_inner())
 }
 
-async fn decrypt(client: &mut Client, sealed: &EncryptResponse) -> Result<Vec<u8>, tonic::Status> {
+pub async fn decrypt(client: &mut Client, sealed: &EncryptResponse) -> Result<Vec<u8>, tonic::Status> {
     let EncryptResponse { ciphertext, key_id, annotations } = sealed.clone();
     let request = DecryptRequest { ciphertext, uid: "test".to_owned(), key_id, annotations };
     Ok(client.decrypt(request).await?.into_inner().plaintext.to_vec())

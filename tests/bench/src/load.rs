@@ -67,19 +67,23 @@ impl Load {
     }
 
     async fn measure(&self, method: Method, callers: usize, span: Duration, plugin: &Plugin) -> Figures {
-        let sealed = self.client.clone().encrypt(encrypt_request()).await.expect("Encrypt").into_inner();
-        let decrypt = DecryptRequest {
-            ciphertext: sealed.ciphertext,
-            uid: UID.to_owned(),
-            key_id: sealed.key_id,
-            annotations: sealed.annotations,
-        };
+        // A blob for each caller: opens of one blob at one time are done once, and would measure nothing.
+        let mut blobs = Vec::with_capacity(callers);
+        for _ in 0..callers {
+            let sealed = self.client.clone().encrypt(encrypt_request()).await.expect("Encrypt").into_inner();
+            blobs.push(DecryptRequest {
+                ciphertext: sealed.ciphertext,
+                uid: UID.to_owned(),
+                key_id: sealed.key_id,
+                annotations: sealed.annotations,
+            });
+        }
         let (front, worker) = plugin.processor_seconds();
         let began = Instant::now();
-        let callers: Vec<_> = (0..callers)
-            .map(|_| {
+        let callers: Vec<_> = blobs
+            .into_iter()
+            .map(|decrypt| {
                 let mut client = self.client.clone();
-                let decrypt = decrypt.clone();
                 tokio::spawn(async move {
                     let mut times = Vec::new();
                     while began.elapsed() < span {

@@ -262,16 +262,16 @@ fn print(rows: &[Row]) {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap();
     let load: f64 = load.split(' ').next().unwrap().parse().unwrap();
     let is_busy = load > 3.0 * f64::from(u32::try_from(std::thread::available_parallelism().unwrap().get()).unwrap());
-    let mut text = format!("\n| {:<46} | {:>10} | {:>8} | {:>6} |\n", "figure", "found", "aim", "times");
-    text += &format!("|{:-<48}|{:->12}|{:->10}|{:->8}|\n", "", "", "", "");
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::ASCII_MARKDOWN).set_header(["figure", "found", "aim", "times"]);
     let milliseconds = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1000.0);
     let mut over = BTreeMap::new();
     for Row { what, found, aim, times } in rows {
-        text += &format!("| {what:<46} | {:>10} | {:>8} | {times:>6} |\n", milliseconds(*found), milliseconds(*aim));
+        table.add_row([(*what).to_owned(), milliseconds(*found), milliseconds(*aim), times.to_string()]);
         if found > aim {
             over.insert(*what, (*found, *aim));
         }
     }
-    println!("{text}");
-    assert!(over.is_empty() || is_busy, "{over:#?}\n{text}");
+    println!("\n{table}\n");
+    assert!(over.is_empty() || is_busy, "{over:#?}\n{table}");
 }

@@ -84,7 +84,7 @@ async fn every_failure_is_explained_by_a_fault() {
             }
         }
     });
-    let faults = [
+    let actions = [
         json!({"return": "CKR_DEVICE_REMOVED"}),
         json!("hang"),
         json!("crash"),
@@ -96,7 +96,7 @@ async fn every_failure_is_explained_by_a_fault() {
     while began.elapsed() + pause < span {
         sleep(pause).await;
         faulty.store(usize::MAX, Ordering::Relaxed);
-        let fault = &faults[injected % faults.len()];
+        let fault = &actions[injected % actions.len()];
         injected += 1;
         if injected % 7 == 0 {
             if let Some(worker) = worker(&site.plugin) {

@@ -2,6 +2,7 @@
 
 mod call;
 mod ceremony;
+mod endpoints;
 mod error;
 mod hsm;
 mod profiles;

@@ -7,24 +7,20 @@ use std::time::Duration;
 
 use clap::Args;
 use listenfd::ListenFd;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
-use tokio_stream::StreamExt;
 use tonic::transport::Server;
 
-use super::CliError;
-use crate::config::{self, Config, EndpointAddress};
+use super::{CliError, endpoints};
+use crate::attributes::AttributeName;
+use crate::config::{self, Config};
 use crate::exit::ExitCode;
 use crate::keyring::{self, Keyring};
 use crate::kms::proto::key_management_service_server::KeyManagementServiceServer;
 use crate::kms::service::{MAX_MESSAGE_BYTES, Service};
 use crate::kms::socket::{self, Listener};
-use crate::kms::status::healthz;
-use crate::observe::endpoints::{Answers, Endpoints};
 use crate::observe::log;
-use crate::observe::metrics::{METRICS, Snapshot};
-use crate::record::{KekRecord, Kind};
+use crate::record::{KekRecord, Kind, TokenKey};
 use crate::token::{Tokens, WorkerSpec};
 use crate::wire::link;
 
@@ -87,7 +83,16 @@ async fn serve(config: &Config, record: &KekRecord, specs: Vec<WorkerSpec>) -> R
     let mut hangup = signal(SignalKind::hangup()).map_err(system_error)?;
     let path = &config.socket.path;
     // systemd's, if it started us for its socket; otherwise our own.
-    let passed_on = ListenFd::from_env().take_unix_listener(0).map_err(system_error)?;
+    let mut descriptors = ListenFd::from_env();
+    if descriptors.len() > 1 {
+        return Err(CliError {
+            code: ExitCode::BadUsage,
+            what: format!("the socket {} cannot be made", path.display()),
+            why: format!("{} sockets were passed on", descriptors.len()),
+            hint: "keep one ListenStream= in the socket unit".to_owned(),
+        });
+    }
+    let passed_on = descriptors.take_unix_listener(0).map_err(system_error)?;
     let listener = match passed_on {
         Some(socket) => Listener::inherit(socket, path, config.socket.mode),
         None => Listener::bind(path, config.socket.mode),
@@ -98,6 +103,9 @@ async fn serve(config: &Config, record: &KekRecord, specs: Vec<WorkerSpec>) -> R
         why: error.to_string(),
         hint: error.hint(),
     })?;
+    // All that can fail for the configuration's sake comes before the first login.
+    let bound = config.endpoints.as_ref().map(endpoints::bind).transpose()?;
+    let incoming = socket::incoming(listener.tokio().map_err(system_error)?, socket::default_peers());
     let tokens = Tokens::start(specs, config.limits.queue);
     let keyring = Arc::new(Keyring::new(record, tokens.clone()));
     tracing::info!(
@@ -106,12 +114,11 @@ async fn serve(config: &Config, record: &KekRecord, specs: Vec<WorkerSpec>) -> R
         cluster = record.cluster.as_str(),
         "serving KMS v2"
     );
-    let endpoints = start_endpoints(config, &keyring).await?;
+    let endpoints = bound.map(|bound| bound.serve(Arc::clone(&keyring), config.health)).transpose()?;
     let service = KeyManagementServiceServer::new(Service::new(keyring, config.health, config.limits.deadline))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let (stop, stopped) = tokio::sync::watch::channel(());
     let mut serving = tokio::spawn({
-        let incoming = socket::incoming(listener.tokio().map_err(system_error)?, socket::default_peers());
         let mut stopped = stopped;
         async move {
             Server::builder()
@@ -145,63 +152,6 @@ async fn serve(config: &Config, record: &KekRecord, specs: Vec<WorkerSpec>) -> R
     Ok(())
 }
 
-/// Serves `/livez`, `/readyz` and `/metrics` where the configuration says, for as long as this process lives.
-async fn start_endpoints(config: &Config, keyring: &Arc<Keyring>) -> Result<Option<Listener>, CliError> {
-    let Some(address) = config.endpoints.clone() else { return Ok(None) };
-    let policy = config.health;
-    let health = {
-        let keyring = Arc::clone(keyring);
-        move || healthz(&keyring.tokens().health(), policy)
-    };
-    let metrics = {
-        let (keyring, health) = (Arc::clone(keyring), health.clone());
-        move || {
-            METRICS.text(&Snapshot {
-                key_id_hash: keyring.active().hash(),
-                is_healthy: health() == "ok",
-                waiting: keyring.tokens().load(),
-                tokens: keyring.tokens().each(),
-            })
-        }
-    };
-    let endpoints = Endpoints::new(Answers { health: Box::new(health), metrics: Box::new(metrics) });
-    let refuse = |why: String, hint: String| CliError {
-        code: ExitCode::BadUsage,
-        what: "the endpoints cannot be served".to_owned(),
-        why,
-        hint,
-    };
-    match address {
-        EndpointAddress::Tcp(address) => {
-            let listener = TcpListener::bind(address).await.map_err(|error| {
-                refuse(format!("{address}: {error}"), "name a free port of this machine under endpoints".to_owned())
-            })?;
-            tokio::spawn(async move {
-                loop {
-                    match listener.accept().await {
-                        Ok((stream, _)) => endpoints.accept(stream),
-                        // Too many open files, for one: it passes.
-                        Err(_) => tokio::time::sleep(QUIET).await,
-                    }
-                }
-            });
-            Ok(None)
-        }
-        EndpointAddress::Unix(path) => {
-            let listener = Listener::bind(&path, 0o600).map_err(|error| refuse(error.to_string(), error.hint()))?;
-            let mut incoming = socket::incoming(listener.tokio().map_err(system_error)?, socket::default_peers());
-            tokio::spawn(async move {
-                while let Some(stream) = incoming.next().await {
-                    if let Ok(stream) = stream {
-                        endpoints.accept(stream);
-                    }
-                }
-            });
-            Ok(Some(listener))
-        }
-    }
-}
-
 /// Waits until all connections are closed, or only idle ones are left: a client that never began to speak HTTP/2, or is
 /// stopped and does not answer our GOAWAY, keeps its connection open for as long as it likes.
 async fn drained<T>(mut serving: JoinHandle<T>, tokens: &Tokens) {
@@ -232,6 +182,12 @@ fn read_record(config: &Config) -> Result<KekRecord, CliError> {
             config.cluster.as_str()
         );
         return Err(refuse(why, "use the record of this cluster's own ceremony".to_owned()));
+    }
+    let keys = [Some(&record.kek), record.mac_key.as_ref()];
+    let lacks = |key: &&TokenKey| AttributeName::ALL.iter().any(|name| !key.attributes.contains_key(name));
+    if let Some(key) = keys.into_iter().flatten().find(lacks) {
+        let why = format!("it does not say of the key {:?} what each attribute was", key.label);
+        return Err(refuse(why, "use the record as the ceremony wrote it".to_owned()));
     }
     if record.mac_key.is_some() != config.token.sealing.mac_mechanism().is_some() {
         let why = format!(
@@ -291,7 +247,7 @@ fn worker_spec(config: &Config, record: &KekRecord, token: &config::Token, copy:
     }
 }
 
-fn system_error(error: impl std::fmt::Display) -> CliError {
+pub(super) fn system_error(error: impl std::fmt::Display) -> CliError {
     CliError {
         code: ExitCode::NotReachable,
         what: "the system refused a resource".to_owned(),

@@ -128,7 +128,12 @@ impl File {
             return Err(standby_fault(problem, format!("list at most {}", MAX_TOKENS - 1)));
         }
         let standby = standby.into_iter().zip(standby_profiles);
-        let standby = standby.map(|(standby, profile)| standby.check(profile, &token)).collect::<Result<_, _>>()?;
+        let standby: Vec<_> =
+            standby.map(|(standby, profile)| standby.check(profile, &token, sessions)).collect::<Result<_, _>>()?;
+        let tokens: Vec<&Token> = std::iter::once(&token).chain(standby.iter().map(|standby| &standby.token)).collect();
+        if tokens.iter().enumerate().any(|(position, token)| tokens.iter().take(position).any(|other| other == token)) {
+            return Err(standby_fault("a token stands twice".to_owned(), "list each token once".to_owned()));
+        }
         Ok(Config {
             cluster,
             socket: Socket { path: path.0, mode: mode.0 },
@@ -148,9 +153,16 @@ impl File {
 }
 
 impl FileStandby {
-    fn check(self, profile: Profile, first: &Token) -> Result<Standby, Fault> {
+    fn check(self, profile: Profile, first: &Token, sessions: u64) -> Result<Standby, Fault> {
         let name = profile.full_name();
-        let token = self.token.check(profile)?;
+        if let Some(max) = profile.sessions.max.filter(|max| sessions + 1 > *max) {
+            let problem = format!("an HSM of profile {name} has {max} sessions, one of them for the login");
+            return Err(standby_fault(problem, format!("set limits.sessions to at most {}", max - 1)));
+        }
+        let token = self.token.check(profile).map_err(|fault| match fault {
+            Fault::Rule { field, problem, hint } => standby_fault(format!("`{field}`: {problem}"), hint),
+            other => other,
+        })?;
         if token.sealing.form.seal != first.sealing.form.seal {
             let (other, seal) = (token.sealing.form.seal.word(), first.sealing.form.seal.word());
             let problem = format!(

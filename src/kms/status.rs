@@ -26,7 +26,7 @@ pub const COAST: Duration = Duration::from_mins(2);
 pub fn healthz(health: &Health, policy: HealthPolicy) -> String {
     match health {
         Health::Ok => "ok".to_owned(),
-        Health::Lost { proved_ago, .. } if policy == HealthPolicy::Coast && *proved_ago <= COAST => "ok".to_owned(),
+        Health::Lost { trouble_for, .. } if policy == HealthPolicy::Coast && *trouble_for <= COAST => "ok".to_owned(),
         Health::Lost { failure, .. } | Health::Failed(failure) => text(failure),
         Health::Starting => "starting: the HSM is being reached".to_owned(),
     }
@@ -49,7 +49,7 @@ mod tests {
             detail: String::new(),
             hint: String::new(),
         };
-        let lost = |seconds| Health::Lost { proved_ago: Duration::from_secs(seconds), failure: failure.clone() };
+        let lost = |seconds| Health::Lost { trouble_for: Duration::from_secs(seconds), failure: failure.clone() };
         let gone = "gone: the token is not there";
         for (health, coast, strict) in [
             (Health::Ok, "ok", "ok"),

@@ -125,6 +125,11 @@ impl Module {
 
     /// The one token with this label. Slot numbers change between starts on some modules and are never used.
     pub fn token(&self, label: &str) -> Result<Token, Error> {
+        self.token_of(label, None)
+    }
+
+    /// The same; if several have the label, the one with this serial number.
+    pub fn token_of(&self, label: &str, serial: Option<&str>) -> Result<Token, Error> {
         let slots = self.inner.cryptoki.get_slots_with_token().map_err(|error| self.error(error))?;
         let mut matching = Vec::new();
         let mut present = Vec::new();
@@ -142,6 +147,12 @@ impl Module {
                 matching.push((slot, info));
             } else {
                 present.push(info.label);
+            }
+        }
+        if let (Some(serial), true) = (serial, matching.len() > 1) {
+            let has_serial = |(_, info): &(Slot, raw::RawTokenInfo)| info.serial == serial;
+            if matching.iter().filter(|token| has_serial(token)).count() == 1 {
+                matching.retain(has_serial);
             }
         }
         let count = matching.len();
@@ -226,6 +237,16 @@ impl Token {
     ///
     /// Reads the token's PIN flags first, and tries nothing on a locked PIN or on the last attempt. `None`: nobody logs in.
     pub fn login(&self, user: UserKind, pin: Option<&Pin>) -> Result<Session, Error> {
+        self.login_telling(user, pin, &mut || Ok(()))
+    }
+
+    /// The same; `begins` is called right before `C_Login`.
+    pub fn login_telling(
+        &self,
+        user: UserKind,
+        pin: Option<&Pin>,
+        begins: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<Session, Error> {
         let user = match user {
             UserKind::User => sys::CKU_USER,
             UserKind::CryptoUser => CKU_CRYPTO_USER,
@@ -247,6 +268,7 @@ impl Token {
             }
         }
         let session = self.open_session()?;
+        begins()?;
         let functions = &self.module.inner.functions;
         let login = functions.login(session.session.handle(), user, pin.expose_secret().as_bytes());
         match login.map_err(|failed| self.module.call_error(failed)) {

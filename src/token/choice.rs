@@ -14,8 +14,10 @@ pub(super) enum Standing {
     Starting,
     /// No worker serves, and none is being started.
     Down,
-    /// This request has failed on the worker that serves now.
+    /// This request has failed on the worker that served, and another will come.
     Tried,
+    /// This request has failed on the worker that serves, and it stays.
+    Refused,
 }
 
 /// What a request does now.
@@ -25,7 +27,7 @@ pub(super) enum Choice {
     Use(usize),
     /// Wait until a token changes.
     Wait,
-    /// Give up: no token serves, and none is about to.
+    /// Give up: no token could do it, and none is about to.
     GiveUp,
 }
 
@@ -45,7 +47,7 @@ pub(super) fn choose(standings: &[Standing], current: usize) -> Choice {
 mod tests {
     use proptest::prelude::*;
 
-    use super::Standing::{Down, Faulty, Sound, Starting, Tried};
+    use super::Standing::{Down, Faulty, Refused, Sound, Starting, Tried};
     use super::*;
 
     #[test]
@@ -61,6 +63,9 @@ mod tests {
             (&[Down, Faulty], 0, Choice::Use(1)),
             (&[Faulty, Faulty], 1, Choice::Use(1)),
             (&[Tried, Down], 0, Choice::Wait),
+            (&[Refused], 0, Choice::GiveUp),
+            (&[Refused, Down], 0, Choice::GiveUp),
+            (&[Refused, Starting], 0, Choice::Wait),
             (&[Tried, Sound], 0, Choice::Use(1)),
             (&[Starting, Down, Sound], 0, Choice::Use(2)),
             (&[Down, Down], 1, Choice::GiveUp),
@@ -72,13 +77,13 @@ mod tests {
     proptest! {
         #[test]
         fn no_request_goes_where_it_failed_or_nothing_serves(
-            standings in prop::collection::vec(prop::sample::select(vec![Sound, Faulty, Starting, Down, Tried]), 1..=MAX_TOKENS),
+            standings in prop::collection::vec(prop::sample::select(vec![Sound, Faulty, Starting, Down, Tried, Refused]), 1..=MAX_TOKENS),
             current in 0..MAX_TOKENS,
         ) {
             match choose(&standings, current) {
                 Choice::Use(index) => prop_assert!(matches!(standings[index], Sound | Faulty)),
-                Choice::Wait => prop_assert!(standings.iter().all(|standing| matches!(standing, Starting | Down | Tried))),
-                Choice::GiveUp => prop_assert!(standings.iter().all(|standing| *standing == Down)),
+                Choice::Wait => prop_assert!(standings.iter().all(|standing| matches!(standing, Starting | Down | Tried | Refused))),
+                Choice::GiveUp => prop_assert!(standings.iter().all(|standing| matches!(standing, Down | Refused))),
             }
         }
     }

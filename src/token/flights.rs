@@ -36,19 +36,24 @@ impl Flights {
             let mut running = match self.board(key) {
                 Ok(leader) => {
                     let outcome = run().await;
-                    leader.outcome.send_replace(Some(outcome.clone()));
+                    // What failed because our time was up says nothing to one who has more.
+                    let is_ours = outcome.is_err() && Instant::now() >= deadline;
+                    let shared = if is_ours { Err(RequestError::Deadline) } else { outcome.clone() };
+                    leader.outcome.send_replace(Some(shared));
                     return outcome;
                 }
                 Err(running) => running,
             };
-            METRICS.joined();
             let landed = timeout_at(deadline, running.wait_for(Option::is_some)).await;
             let Ok(landed) = landed else { return Err(RequestError::Deadline) };
             match landed.ok().and_then(|outcome| outcome.clone()) {
                 // The leader gave up before us: its caller went away, or had less time.
                 None | Some(Err(RequestError::Deadline)) if Instant::now() < deadline => {}
                 None => return Err(RequestError::Deadline),
-                Some(outcome) => return outcome,
+                Some(outcome) => {
+                    METRICS.joined();
+                    return outcome;
+                }
             }
         }
     }

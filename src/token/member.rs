@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
+use super::gate::Gate;
 use super::lane::Lane;
 use super::process::WorkerSpec;
 use super::{Failure, RequestError, Work, supervisor};
@@ -26,6 +27,10 @@ pub(super) struct Shared {
     pub(super) restart: Notify,
     /// Told of every change that a waiting request could wait for.
     changes: watch::Sender<u64>,
+    /// Place in the list, from 0.
+    pub(super) position: u64,
+    /// What tokens with one PIN share.
+    pub(super) gate: Arc<Gate>,
     /// When the KEK last did its work, in milliseconds of [`uptime`]. 0: never.
     proved: AtomicU64,
 }
@@ -35,14 +40,25 @@ pub(super) struct Shared {
 pub(super) struct State {
     /// Where the worker stands.
     pub(super) phase: Phase,
-    /// When a worker last served, or began to. `None`: the last start failed.
-    pub(super) served: Option<Instant>,
-    /// Since when the worker has served without a fault.
+    /// Whether a worker has served since the last start that failed.
+    pub(super) has_served: bool,
+    /// Since when something has been wrong: no worker serves, or one kind of work failed and has not succeeded since.
+    trouble_since: Option<Instant>,
+    /// Since when nothing has been wrong.
     sound_since: Option<Instant>,
-    /// What failed when the worker last sealed, and when it last opened, if it did not fail for the request's own sake.
-    faults: [Option<Failure>; 2],
+    /// What went wrong when the worker last sealed, and when it last opened.
+    faults: [Option<Fault>; 2],
     pub(super) generation: u64,
     pub(super) lanes: Arc<[Arc<Lane>]>,
+}
+
+/// Why one kind of work did not succeed.
+#[derive(Clone)]
+struct Fault {
+    failure: Failure,
+    /// Of the sort that one retry or a moment mends: a worker that was lost, a busy device. Counts against the token only when it
+    /// lasts.
+    is_passing: bool,
 }
 
 /// Where a worker stands.
@@ -60,16 +76,19 @@ pub(super) enum Phase {
 pub(super) enum Attempt {
     /// The answer, or a refusal that no other token would change.
     Done(Result<link::reply::Outcome, RequestError>),
-    /// The token failed. The same work may succeed on another worker or token.
-    Failed(RequestError),
+    /// The worker is gone or will be replaced. The same work may succeed on its successor, or on another token.
+    Lost(RequestError),
+    /// The worker stays, and would fail again. The same work may succeed on another token.
+    Refused(RequestError),
 }
 
 impl Member {
     /// Starts the supervisor, which starts the worker. Returns at once.
-    pub(super) fn start(spec: WorkerSpec, changes: watch::Sender<u64>) -> Self {
+    pub(super) fn start(spec: WorkerSpec, position: u64, gate: Arc<Gate>, changes: watch::Sender<u64>) -> Self {
         let state = State {
             phase: Phase::Starting,
-            served: None,
+            has_served: false,
+            trouble_since: Some(Instant::now()),
             sound_since: None,
             faults: [None, None],
             generation: 0,
@@ -80,6 +99,8 @@ impl Member {
             state: watch::Sender::new(state),
             restart: Notify::new(),
             changes,
+            position,
+            gate,
             proved: AtomicU64::new(0),
         });
         let member = Self { shared };
@@ -109,17 +130,22 @@ impl Member {
         let lanes = Arc::clone(&self.shared.state.borrow().lanes);
         let lane = lanes.iter().min_by_key(|lane| lane.load());
         let Some(reply) = lane.and_then(|lane| lane.send(kek, work, deadline)) else {
-            return Attempt::Failed(Failure::worker_lost().into());
+            return Attempt::Lost(Failure::worker_lost().into());
         };
         match timeout_at(deadline, reply).await {
-            Err(_) => Attempt::Done(Err(RequestError::Deadline)),
+            Err(_) => Attempt::Refused(RequestError::Deadline),
             // The lane closed: the worker is gone, and with it the answer. Both kinds of work are safe to repeat.
-            Ok(Err(_)) => Attempt::Failed(Failure::worker_lost().into()),
+            Ok(Err(_)) => {
+                let failure = Failure::worker_lost();
+                METRICS.hsm_failure(self.label(), self.shared.position, failure.class.word());
+                self.shared.learn(kind, Some((&failure, true)));
+                Attempt::Lost(failure.into())
+            }
             Ok(Ok(link::reply::Outcome::Failure(failure))) => {
                 let failure = Failure::from(failure);
-                self.shared.learn(kind, Some(&failure));
+                self.shared.learn(kind, Some((&failure, failure.class == Class::Busy)));
                 if failure.class != Class::Data {
-                    METRICS.hsm_failure(self.label(), failure.class.word());
+                    METRICS.hsm_failure(self.label(), self.shared.position, failure.class.word());
                 }
                 if failure.class.ends_worker() {
                     tracing::warn!(
@@ -133,7 +159,8 @@ impl Member {
                 // Another token may have room, or the right that this one lost; no token opens a corrupt blob.
                 match failure.class {
                     Class::Data => Attempt::Done(Err(failure.into())),
-                    _ => Attempt::Failed(failure.into()),
+                    class if class.ends_worker() => Attempt::Lost(failure.into()),
+                    _ => Attempt::Refused(failure.into()),
                 }
             }
             Ok(Ok(outcome)) => {
@@ -147,27 +174,34 @@ impl Member {
 impl State {
     /// Why one of the two kinds of work does not succeed, though the worker serves.
     pub(super) fn fault(&self) -> Option<&Failure> {
-        self.faults.iter().flatten().next()
+        self.faults.iter().flatten().next().map(|fault| &fault.failure)
     }
 
-    /// Whether a worker serves, and both kinds of work last succeeded.
-    pub(super) fn is_sound(&self) -> bool {
-        matches!(self.phase, Phase::Ready) && self.fault().is_none()
+    /// For how long something has been wrong.
+    pub(super) fn trouble_for(&self) -> Option<Duration> {
+        self.trouble_since.map(|since| since.elapsed())
     }
 
-    /// For how long it has been sound without a break.
-    pub(super) fn sound_for(&self) -> Duration {
-        self.sound_since.filter(|_| self.is_sound()).map_or(Duration::ZERO, |since| since.elapsed())
-    }
-
-    /// Whether the KEK is known to work, or did so a moment ago while a worker is being replaced.
+    /// Whether the KEK is known to work, or did so a moment ago and what is wrong may pass in another moment: a respawn takes
+    /// milliseconds, and an unhealthy Status takes the API server out of service for at least 3 s.
     pub(super) fn is_healthy(&self) -> bool {
-        self.fault().is_none()
-            && match self.phase {
-                Phase::Ready => true,
-                Phase::Starting => self.served.is_some_and(|served| served.elapsed() < REPLACEMENT_GRACE),
-                Phase::Down(_) => false,
-            }
+        let may_pass = self.faults.iter().flatten().all(|fault| fault.is_passing);
+        let is_young = || self.trouble_for().is_none_or(|time| time < GRACE);
+        match self.phase {
+            Phase::Ready => self.trouble_since.is_none() || may_pass && is_young(),
+            Phase::Starting => self.has_served && may_pass && is_young(),
+            Phase::Down(_) => false,
+        }
+    }
+
+    /// Whether a worker serves, and requests had better go there.
+    pub(super) fn is_sound(&self) -> bool {
+        matches!(self.phase, Phase::Ready) && self.is_healthy()
+    }
+
+    /// For how long nothing has been wrong.
+    pub(super) fn sound_for(&self) -> Duration {
+        self.sound_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Why it does not work. `None`: it does, or nothing is known yet.
@@ -179,18 +213,21 @@ impl State {
     }
 }
 
-/// How long a token still counts as healthy while its worker is replaced: a respawn takes milliseconds, and an unhealthy
-/// Status takes the API server out of service for at least 3 s.
-const REPLACEMENT_GRACE: Duration = Duration::from_secs(5);
+/// How long a token still counts as healthy while what is wrong may pass.
+const GRACE: Duration = Duration::from_secs(5);
 
 impl Shared {
     /// Changes the state, and tells whoever waits for a change.
     pub(super) fn change(&self, change: impl FnOnce(&mut State)) {
         self.state.send_modify(|state| {
-            let was_sound = state.is_sound();
             change(state);
-            if !was_sound && state.is_sound() {
-                state.sound_since = Some(Instant::now());
+            let is_well = matches!(state.phase, Phase::Ready) && state.fault().is_none();
+            if is_well {
+                state.trouble_since = None;
+                state.sound_since.get_or_insert_with(Instant::now);
+            } else {
+                state.trouble_since.get_or_insert_with(Instant::now);
+                state.sound_since = None;
             }
         });
         self.changes.send_modify(|count| *count += 1);
@@ -201,19 +238,28 @@ impl Shared {
         self.proved.store(uptime(), Ordering::Relaxed);
     }
 
-    /// Keeps what a piece of work showed. A blob that does not open and a device that is busy say nothing about the token.
-    fn learn(&self, kind: Work, failure: Option<&Failure>) {
-        if failure.is_some_and(|failure| matches!(failure.class, Class::Data | Class::Busy)) {
+    /// Keeps what a piece of work showed: success, or a failure and whether it may pass. A blob that does not open says nothing
+    /// about the token.
+    pub(super) fn learn(&self, kind: Work, failure: Option<(&Failure, bool)>) {
+        if failure.is_some_and(|(failure, _)| failure.class == Class::Data) {
             return;
         }
         if failure.is_none() {
             self.proved();
         }
-        let has_fault = |state: &State| state.faults.get(kind as usize).is_some_and(Option::is_some);
-        if has_fault(&self.state.borrow()) != failure.is_some() {
+        let known = self.state.borrow().faults.get(kind as usize).and_then(Clone::clone);
+        // A failure of the passing sort does not excuse one that is known to last.
+        let is_news = match (&known, failure) {
+            (None, None) => false,
+            (Some(known), Some((failure, is_passing))) => {
+                known.is_passing && (!is_passing || known.failure != *failure)
+            }
+            _ => true,
+        };
+        if is_news {
             self.change(|state| {
                 if let Some(fault) = state.faults.get_mut(kind as usize) {
-                    *fault = failure.cloned();
+                    *fault = failure.map(|(failure, is_passing)| Fault { failure: failure.clone(), is_passing });
                 }
             });
         }

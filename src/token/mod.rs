@@ -5,6 +5,7 @@
 
 mod choice;
 mod flights;
+mod gate;
 mod lane;
 mod lifecycle;
 mod member;
@@ -25,6 +26,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 pub use self::choice::MAX_TOKENS;
 use self::choice::{Choice, Standing, choose};
 use self::flights::Flights;
+use self::gate::Gate;
 use self::member::{Attempt, Member, Phase};
 pub use self::process::{WorkerSpec, wire_pin};
 use crate::class::Class;
@@ -62,10 +64,10 @@ enum Work {
 pub enum Health {
     /// On one token at least.
     Ok,
-    /// Not now. It last did its work this long ago, and what stands in the way may pass by itself.
+    /// Not now. It did its work until this long ago, and what stands in the way may pass by itself.
     Lost {
-        /// Since the last proof.
-        proved_ago: Duration,
+        /// Since something went wrong.
+        trouble_for: Duration,
         /// Why not.
         failure: Failure,
     },
@@ -114,8 +116,8 @@ pub struct Sealed {
     pub ciphertext: Vec<u8>,
 }
 
-/// Attempts per request: the second one goes to another token or another worker.
-const ATTEMPTS: u32 = 2;
+/// Longest time of an attempt while another token could do it, too: a little more than a hung call is left.
+const ATTEMPT_BUDGET: Duration = Duration::from_millis(1400);
 
 /// How long a token must have been sound before requests go back to it from one that stands behind it in the list.
 const RETURN_AFTER: Duration = Duration::from_secs(30);
@@ -125,7 +127,18 @@ impl Tokens {
     /// time. At most [`MAX_TOKENS`].
     pub fn start(specs: Vec<WorkerSpec>, queue_limit: usize) -> Self {
         let (teller, changes) = watch::channel(0);
-        let members = specs.into_iter().take(MAX_TOKENS).map(|spec| Member::start(spec, teller.clone())).collect();
+        let mut gates: Vec<(GateKey, Arc<Gate>)> = Vec::new();
+        let mut members = Vec::new();
+        for (position, spec) in (0..).zip(specs.into_iter().take(MAX_TOKENS)) {
+            let key = (spec.start.token_serial.clone(), spec.start.pin.clone());
+            let known = gates.iter().find(|(other, _)| *other == key).map(|(_, gate)| Arc::clone(gate));
+            let gate = known.unwrap_or_else(|| {
+                let gate = Arc::new(Gate::default());
+                gates.push((key, Arc::clone(&gate)));
+                gate
+            });
+            members.push(Member::start(spec, position, gate, teller.clone()));
+        }
         let shared = Arc::new(Shared {
             members,
             current: AtomicUsize::new(0),
@@ -149,13 +162,15 @@ impl Tokens {
         let failures = || states.iter().filter_map(member::State::failure);
         let is_starting = states.iter().any(|state| matches!(state.phase, Phase::Starting));
         let failure = failures().find(passing).or_else(|| failures().next()).cloned();
-        let proved_ago = members.iter().filter_map(Member::proved_ago).min();
-        match (failure, proved_ago) {
-            (Some(failure), Some(proved_ago)) if is_starting || passing(&&failure) => {
-                Health::Lost { proved_ago, failure }
+        // Of those that have worked at all, the one that did so last.
+        let worked = members.iter().zip(&states).filter(|(member, _)| member.proved_ago().is_some());
+        let trouble_for = worked.filter_map(|(_, state)| state.trouble_for()).min();
+        match (failure, trouble_for) {
+            (Some(failure), Some(trouble_for)) if is_starting || passing(&&failure) => {
+                Health::Lost { trouble_for, failure }
             }
             (Some(failure), _) => Health::Failed(failure),
-            (None, Some(proved_ago)) => Health::Lost { proved_ago, failure: Failure::worker_lost() },
+            (None, Some(trouble_for)) => Health::Lost { trouble_for, failure: Failure::worker_lost() },
             (None, None) => Health::Starting,
         }
     }
@@ -171,9 +186,12 @@ impl Tokens {
         self.shared.waiting.load(Ordering::Relaxed)
     }
 
-    /// Replaces the workers: the operator's word that PIN or configuration were mended. One login attempt each.
+    /// Replaces the workers: the operator's word that PIN or configuration were mended. One login attempt each. While one token is in
+    /// trouble, those that serve are left alone.
     pub fn restart(&self) {
-        for member in &self.shared.members {
+        let members = &self.shared.members;
+        let all_sound = members.iter().all(|member| member.state().is_sound());
+        for member in members.iter().filter(|member| all_sound || !member.state().is_sound()) {
             member.shared.restart.notify_one();
         }
     }
@@ -223,33 +241,44 @@ impl Tokens {
         deadline: Instant,
     ) -> Result<(SealForm, link::reply::Outcome), RequestError> {
         let _place = self.shared.enter()?;
-        // The generation of each member's worker on which this request has failed.
-        let mut tried = [0; MAX_TOKENS];
+        let mut tried = [Tried::default(); MAX_TOKENS];
         let mut last = None;
-        for _ in 0..ATTEMPTS {
+        // Each token once, and one of them again on a new worker.
+        for _ in 0..=self.shared.members.len() {
             let index = self.shared.choice(&tried, deadline, last.as_ref()).await?;
             let Some(member) = self.shared.members.get(index) else { break };
             let generation = member.shared.state.borrow().generation;
             let form = member.shared.spec.form;
-            match member.attempt(kind, kek, work(form), deadline).await {
+            let attempt = member.attempt(kind, kek, work(form), self.shared.budget(index, deadline)).await;
+            let (error, stays) = match attempt {
                 Attempt::Done(Ok(outcome)) => return Ok((form, outcome)),
                 Attempt::Done(Err(error)) => return Err(error),
-                Attempt::Failed(error) => {
-                    if let Some(tried) = tried.get_mut(index) {
-                        *tried = generation;
-                    }
-                    let is_final = matches!(&error, RequestError::Failed(failure) if !failure.class.ends_worker());
-                    // What does not end the worker would fail there again: only another token can help.
-                    if is_final && self.shared.members.len() == 1 {
-                        return Err(error);
-                    }
-                    last = Some(error);
-                }
+                Attempt::Lost(error) => (error, false),
+                Attempt::Refused(error) => (error, true),
+            };
+            if let Some(tried) = tried.get_mut(index) {
+                *tried = Tried { generation, stays };
             }
+            if Instant::now() >= deadline {
+                return Err(error);
+            }
+            last = Some(error);
         }
         Err(last.unwrap_or(RequestError::Deadline))
     }
 }
+
+/// On which worker of a token a request has failed.
+#[derive(Clone, Copy, Default)]
+struct Tried {
+    /// 0: on none.
+    generation: u64,
+    /// The worker was not lost by it, so no other will come.
+    stays: bool,
+}
+
+/// Tokens with one serial number and one PIN source.
+type GateKey = (String, Option<link::PinSource>);
 
 impl Shared {
     fn enter(&self) -> Result<Place<'_>, RequestError> {
@@ -264,7 +293,7 @@ impl Shared {
     /// fails at once while none can.
     async fn choice(
         &self,
-        tried: &[u64; MAX_TOKENS],
+        tried: &[Tried; MAX_TOKENS],
         deadline: Instant,
         last: Option<&RequestError>,
     ) -> Result<usize, RequestError> {
@@ -302,13 +331,24 @@ impl Shared {
         }
     }
 
+    /// Until when an attempt may last: not to the end while another token could do it.
+    fn budget(&self, index: usize, deadline: Instant) -> Instant {
+        let mut others = self.members.iter().enumerate().filter(|(other, _)| *other != index);
+        if others.any(|(_, member)| member.shared.state.borrow().is_sound()) {
+            deadline.min(Instant::now() + ATTEMPT_BUDGET)
+        } else {
+            deadline
+        }
+    }
+
+    /// Sends the requests that follow elsewhere, too, if it is the token that is in trouble and not this one request.
     fn fail_over(&self, from: usize, to: usize) {
-        let is_first_start = |member: &Member| {
+        let stays = |member: &Member| {
             let state = member.shared.state.borrow();
-            matches!(state.phase, Phase::Starting) && state.served.is_none()
+            // At the first start the other one was ready sooner, and that is no failure.
+            state.is_sound() || matches!(state.phase, Phase::Starting) && !state.has_served
         };
-        // The other one was ready sooner, and that is no failure.
-        if self.members.get(from).is_some_and(is_first_start) {
+        if self.members.get(from).is_some_and(stays) {
             return;
         }
         let swapped = self.current.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok();
@@ -320,11 +360,12 @@ impl Shared {
     }
 }
 
-fn standing_of(state: &member::State, tried: u64) -> Standing {
+fn standing_of(state: &member::State, tried: Tried) -> Standing {
     match &state.phase {
-        Phase::Ready if state.generation <= tried => Standing::Tried,
-        Phase::Ready if state.fault().is_some() => Standing::Faulty,
-        Phase::Ready => Standing::Sound,
+        Phase::Ready if state.generation <= tried.generation && tried.stays => Standing::Refused,
+        Phase::Ready if state.generation <= tried.generation => Standing::Tried,
+        Phase::Ready if state.is_sound() => Standing::Sound,
+        Phase::Ready => Standing::Faulty,
         Phase::Starting => Standing::Starting,
         Phase::Down(_) => Standing::Down,
     }

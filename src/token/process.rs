@@ -45,9 +45,25 @@ pub(super) struct Worker {
 /// Why a worker did not come to serve.
 pub(super) struct StartFailure {
     pub(super) failure: Failure,
-    /// It ended in the middle of its login.
-    pub(super) login_unknown: bool,
+    /// What became of its login.
+    pub(super) login: Login,
 }
+
+/// What became of a login.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Login {
+    /// The start ended before.
+    NotTried,
+    /// The token said no.
+    Refused,
+    /// It ended in the middle: nobody knows whether the token counted it.
+    Unknown,
+    /// It succeeded.
+    Passed,
+}
+
+/// Longest wait for the end of a process that was killed.
+const KILL_LIMIT: Duration = Duration::from_secs(1);
 
 /// Longest time from exec to Started. Network HSMs take seconds to connect.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -60,9 +76,9 @@ impl Worker {
     pub(super) async fn start(spec: &WorkerSpec) -> Result<(Self, link::TokenInfo), StartFailure> {
         let unstarted = |error| Failure::at_start(format!("the worker process cannot be started: {error}"));
         let mut worker =
-            Self::spawn(spec).map_err(|error| StartFailure { failure: unstarted(error), login_unknown: false })?;
-        let mut logging_in = false;
-        let started = started(&mut worker.control, &mut logging_in);
+            Self::spawn(spec).map_err(|error| StartFailure { failure: unstarted(error), login: Login::NotTried })?;
+        let mut login = Login::NotTried;
+        let started = started(&mut worker.control, &mut login);
         let outcome = tokio::time::timeout(START_LIMIT, started).await.unwrap_or_else(|_| {
             let seconds = START_LIMIT.as_secs();
             Err(Failure::at_start(format!("the worker did not start within {seconds} s")))
@@ -71,14 +87,17 @@ impl Worker {
             Ok(token) => Ok((worker, token)),
             Err(failure) => {
                 worker.kill().await;
-                Err(StartFailure { failure, login_unknown: logging_in })
+                Err(StartFailure { failure, login })
             }
         }
     }
 
-    /// Ends the process at once and reaps it: a hung call inside it cannot be ended otherwise.
+    /// Ends the process at once and reaps it: a hung call inside it cannot be ended otherwise. Waits no longer than [`KILL_LIMIT`]: a
+    /// process in the middle of a device driver may not die, and must not hold up its successor.
     pub(super) async fn kill(&mut self) {
-        let _ = self.child.kill().await;
+        if tokio::time::timeout(KILL_LIMIT, self.child.kill()).await.is_err() {
+            tracing::error!(pid = self.child.id(), "a worker was killed and does not die");
+        }
     }
 
     fn spawn(spec: &WorkerSpec) -> std::io::Result<Self> {
@@ -159,8 +178,8 @@ fn send_start(control: &StdUnixStream, start: &link::Start, remotes: &[OwnedFd])
     Ok(())
 }
 
-/// Reads what the worker says of its start. `logging_in` is set while it is in its login.
-async fn started(control: &mut UnixStream, logging_in: &mut bool) -> Result<link::TokenInfo, Failure> {
+/// Reads what the worker says of its start, and keeps what becomes of its login.
+async fn started(control: &mut UnixStream, login: &mut Login) -> Result<link::TokenInfo, Failure> {
     let lost = |detail: &str| Failure::at_start(detail.to_owned());
     let mut frames = FrameBuffer::default();
     let mut bytes = [0; 4096];
@@ -172,10 +191,15 @@ async fn started(control: &mut UnixStream, logging_in: &mut bool) -> Result<link
         frames.push(bytes.get(..count).unwrap_or_default());
         while let Some(started) = frames.take::<link::Started>().map_err(|error| lost(&error.to_string()))? {
             match started.outcome {
-                Some(link::started::Outcome::LoggingIn(begun)) => *logging_in = begun,
+                // Unknown until it says more.
+                Some(link::started::Outcome::LoggingIn(begun)) => {
+                    *login = if begun { Login::Unknown } else { Login::Passed }
+                }
                 Some(link::started::Outcome::Token(token)) => return Ok(token),
                 Some(link::started::Outcome::Failure(failure)) => {
-                    *logging_in = false;
+                    if *login == Login::Unknown {
+                        *login = Login::Refused;
+                    }
                     return Err(failure.into());
                 }
                 None => {}

@@ -55,6 +55,8 @@ struct Token {
     /// A login has succeeded since then.
     succeeded: bool,
     faulty: bool,
+    /// The last start failed.
+    is_down: bool,
 }
 
 impl Random {
@@ -81,6 +83,7 @@ impl Token {
             hung: 0,
             succeeded: false,
             faulty: false,
+            is_down: false,
         }
     }
 
@@ -114,6 +117,7 @@ impl Token {
     }
 
     fn follow(&mut self, event: Event, now: Duration, random: &mut Random) {
+        self.is_down = matches!(event, Event::StartFailed { .. });
         self.worker = match self.lifecycle.on(event) {
             Next::Start => Worker::StartsAt(now),
             // Between a half and the whole, as the supervisor waits.
@@ -146,7 +150,7 @@ impl Token {
             Worker::ServesSince(_) if self.generation <= tried => Standing::Tried,
             Worker::ServesSince(_) if self.faulty => Standing::Faulty,
             Worker::ServesSince(_) => Standing::Sound,
-            Worker::StartsAt(_) if self.generation == 0 => Standing::Starting,
+            Worker::StartsAt(_) if !self.is_down => Standing::Starting,
             Worker::StartsAt(_) | Worker::Waits(_) => Standing::Down,
         }
     }

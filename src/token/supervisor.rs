@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use super::lane::Lane;
 use super::lifecycle::{Event, Lifecycle, Next, Stop};
 use super::member::{Attempt, Member, Phase, Shared};
-use super::process::{StartFailure, Worker};
+use super::process::{Login, StartFailure, Worker};
 use super::{Failure, Work};
 use crate::class::Class;
 use crate::observe::metrics::METRICS;
@@ -29,10 +29,10 @@ const TRIAL_LIMIT: Duration = Duration::from_millis(2400);
 pub(super) async fn supervise(shared: Arc<Shared>) {
     let mut lifecycle = Lifecycle::default();
     loop {
-        let label = &shared.spec.start.token_label;
-        let event = match Worker::start(&shared.spec).await {
+        let (label, position) = (&shared.spec.start.token_label, shared.position);
+        let event = match start(&shared).await {
             Ok((worker, token)) => {
-                METRICS.worker_start(label, true);
+                METRICS.worker_start(label, position, true);
                 tracing::info!(
                     label = token.label,
                     manufacturer = token.manufacturer,
@@ -42,37 +42,61 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
                     "token ready: logged in, KEK found and proved"
                 );
                 let began = Instant::now();
-                serve(&shared, worker).await;
-                Event::Served(began.elapsed())
+                match serve(&shared, worker).await {
+                    End::Operator => operator(&shared).await,
+                    End::Lost => Event::Served(began.elapsed()),
+                }
             }
-            Err(StartFailure { failure, login_unknown }) => {
-                METRICS.worker_start(label, false);
-                METRICS.hsm_failure(label, failure.class.word());
+            Err(StartFailure { failure, login }) => {
+                METRICS.worker_start(label, position, false);
+                METRICS.hsm_failure(label, position, failure.class.word());
                 log_down(&shared, &failure);
                 let class = failure.class;
                 set_down(&shared, failure);
-                Event::StartFailed { class, login_unknown }
+                Event::StartFailed { class, login_unknown: login == Login::Unknown }
             }
         };
         match lifecycle.on(event) {
             Next::Start => {}
             Next::StartAfter(wait) => tokio::select! {
                 () = sleep(jitter(wait)) => {}
-                () = shared.restart.notified() => drop(lifecycle.on(Event::Operator)),
+                () = shared.restart.notified() => drop(lifecycle.on(operator(&shared).await)),
             },
             Next::Wait(stop) => {
                 if stop == Stop::UnknownLogins {
                     let failure = unknown_logins();
+                    *shared.gate.closed.lock().await = Some(failure.clone());
                     log_down(&shared, &failure);
                     set_down(&shared, failure);
                 }
                 shared.restart.notified().await;
                 tracing::info!("operator asked for a new try");
-                lifecycle.on(Event::Operator);
+                lifecycle.on(operator(&shared).await);
                 shared.change(|state| state.phase = Phase::Starting);
             }
         }
     }
+}
+
+/// Starts a worker, one at a time of those that share a PIN, and none while the PIN is known to be refused.
+async fn start(shared: &Shared) -> Result<(Worker, link::TokenInfo), StartFailure> {
+    let mut closed = shared.gate.closed.lock().await;
+    if let Some(failure) = closed.clone() {
+        return Err(StartFailure { failure, login: Login::NotTried });
+    }
+    let started = Worker::start(&shared.spec).await;
+    if let Err(StartFailure { failure, login: Login::Refused }) = &started
+        && failure.class == Class::PinOrConfig
+    {
+        *closed = Some(failure.clone());
+    }
+    started
+}
+
+/// The operator's word: what stopped the starts may be mended.
+async fn operator(shared: &Shared) -> Event {
+    *shared.gate.closed.lock().await = None;
+    Event::Operator
 }
 
 /// Proves the KEK again and again while no real work does, so that a token that went away is noticed before the API server needs
@@ -101,11 +125,13 @@ pub(super) async fn probe(member: Member) {
             match member.attempt(Work::Open, index, link::request::Work::Open(open), deadline).await {
                 Attempt::Done(Ok(link::reply::Outcome::Opened(link::Opened { plaintext: challenge }))) => {
                     if Sha256::digest(&challenge).as_slice() != proof.digest {
-                        tracing::error!("the KEK opened its proof blob to another challenge");
+                        let failure = another_challenge();
+                        log_down(&member.shared, &failure);
+                        member.shared.learn(Work::Open, Some((&failure, false)));
                     }
                 }
                 Attempt::Done(Ok(_)) => {}
-                Attempt::Done(Err(error)) | Attempt::Failed(error) => {
+                Attempt::Done(Err(error)) | Attempt::Lost(error) | Attempt::Refused(error) => {
                     tracing::warn!(token = member.label(), %error, "the KEK could not be proved");
                 }
             }
@@ -114,7 +140,7 @@ pub(super) async fn probe(member: Member) {
 }
 
 /// Serves until the worker ends, hangs, gives up a session, or is to be replaced. Returns when it is dead and reaped.
-async fn serve(shared: &Shared, mut worker: Worker) {
+async fn serve(shared: &Shared, mut worker: Worker) -> End {
     let mut tasks = JoinSet::new();
     let lanes: Arc<[Arc<Lane>]> = worker
         .sessions
@@ -130,55 +156,72 @@ async fn serve(shared: &Shared, mut worker: Worker) {
     shared.change(|state| {
         state.generation += 1;
         state.phase = Phase::Ready;
-        state.served = Some(Instant::now());
+        state.has_served = true;
         state.lanes = Arc::clone(&lanes);
     });
     let mut watch = interval(WATCH_INTERVAL);
     watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    let end = loop {
         tokio::select! {
             status = worker.child.wait() => {
                 let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
                 tracing::error!(status, "the worker process ended; it is replaced");
-                break;
+                break End::Lost;
             }
             _ = tasks.join_next() => {
                 tracing::warn!("the worker gave up a session; it is replaced");
-                break;
+                break End::Lost;
             }
             () = shared.restart.notified() => {
                 tracing::info!("operator asked for a new worker");
-                break;
+                break End::Operator;
             }
             _ = watch.tick() => {
                 if lanes.iter().any(|lane| lane.silent_for() >= CALL_LIMIT) {
                     let limit = CALL_LIMIT.as_millis();
                     tracing::error!("a PKCS#11 call has hung for {limit} ms; the worker is killed and replaced");
-                    break;
+                    break End::Lost;
                 }
             }
         }
-    }
+    };
     shared.change(|state| {
         state.phase = Phase::Starting;
-        // It served until now.
-        state.served = Some(Instant::now());
         state.lanes = Arc::new([]);
     });
-    worker.kill().await;
-    // Closing the lanes tells every request that still waits, so only after the new phase is known.
+    // Closing the lanes tells every request that still waits, so only after the new phase is known; and before the kill, since a
+    // process that is stuck in the kernel may not die.
     tasks.shutdown().await;
     for lane in lanes.iter() {
         lane.close();
     }
+    worker.kill().await;
+    end
+}
+
+/// Why a worker serves no more.
+enum End {
+    /// It ended, hung, or gave up a session.
+    Lost,
+    /// The operator asked for another.
+    Operator,
 }
 
 fn set_down(shared: &Shared, failure: Failure) {
     shared.change(|state| {
         state.phase = Phase::Down(failure);
         // What served before does not count any more: the next start must not look healthy by it.
-        state.served = None;
+        state.has_served = false;
     });
+}
+
+fn another_challenge() -> Failure {
+    Failure {
+        class: Class::PinOrConfig,
+        public: "the key on the token is not the KEK of the record".to_owned(),
+        detail: "the KEK opened its proof blob to another challenge".to_owned(),
+        hint: "do not use this token; call whoever held the ceremony".to_owned(),
+    }
 }
 
 fn unknown_logins() -> Failure {

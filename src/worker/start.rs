@@ -74,8 +74,8 @@ pub(super) struct Serving {
 
 /// Does everything that must hold before the first request, then starts one thread per session socket.
 ///
-/// `logging_in` tells the front when the login begins and when it has its answer: killed in between, nobody knows whether the
-/// token counted the attempt.
+/// `logging_in` tells the front when `C_Login` begins and when it has succeeded: killed in between, nobody knows whether the token
+/// counted the attempt.
 pub(super) fn start(
     request: &link::Start,
     streams: Vec<UnixStream>,
@@ -91,7 +91,7 @@ pub(super) fn start(
     let codes = request.codes.iter().map(code_override).collect();
     let reserved = Some(request.init_reserved.as_str()).filter(|text| !text.is_empty());
     let module = Module::load(&PathBuf::from(&request.module), reserved, &request.manufacturers, codes)?;
-    let token = module.token(&request.token_label)?;
+    let token = module.token_of(&request.token_label, Some(&request.token_serial))?;
     let serial = &token.info().serial;
     if request.token_serial != *serial {
         return Err(Error::TokenSerial {
@@ -105,11 +105,10 @@ pub(super) fn start(
     // a front that dies now does not take this process along; the end of the control socket ends it a moment later.
     set_parent_process_death_signal(None).map_err(unguarded)?;
     let untold = |error: IoError| Error::Unreadable(format!("the front cannot be told of the login: {error}"));
-    logging_in(true).map_err(untold)?;
-    let login = token.login(user, pin.as_ref());
-    logging_in(false).map_err(untold)?;
+    let login = token.login_telling(user, pin.as_ref(), &mut || logging_in(true).map_err(untold));
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(unguarded)?;
     let login = login?;
+    logging_in(false).map_err(untold)?;
     drop(pin);
 
     for kek in &keks {

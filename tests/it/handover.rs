@@ -150,7 +150,7 @@ async fn the_endpoints_tell_what_status_tells() {
         "hsm_kms_requests_total{method=\"Encrypt\",code=\"OK\"} 3",
         "hsm_kms_healthy 1",
         "hsm_kms_token_up{token=\"kek\",position=\"0\"} 1",
-        "hsm_kms_worker_starts_total{token=\"kek\",outcome=\"served\"} 1",
+        "hsm_kms_worker_starts_total{token=\"kek\",position=\"0\",outcome=\"served\"} 1",
         "# EOF",
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line}\n{metrics}");
@@ -165,7 +165,7 @@ async fn the_endpoints_tell_what_status_tells() {
     let (_, metrics) = get(&address, "/metrics");
     assert!(
         metrics.contains("hsm_kms_healthy 0")
-            && metrics.contains("hsm_kms_hsm_failures_total{token=\"kek\",class=\"gone\"}")
+            && metrics.contains("hsm_kms_hsm_failures_total{token=\"kek\",position=\"0\",class=\"gone\"}")
     );
 
     // Nobody can hold the endpoints up: idle connections beyond the limit are closed.

@@ -9,12 +9,17 @@ use crate::harness::{Plugin, wait_for};
 
 /// The worker of this plugin, if it has one now.
 pub fn worker(plugin: &Plugin) -> Option<Pid> {
-    let front = plugin.pid().as_raw_nonzero();
-    let children = fs::read_to_string(format!("/proc/{front}/task/{front}/children")).unwrap_or_default();
+    child_of(plugin.pid())
+}
+
+/// The one child that the main thread of this process has, if it has one now.
+pub fn child_of(parent: Pid) -> Option<Pid> {
+    let parent = parent.as_raw_nonzero();
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
     let mut children = children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap()).unwrap());
-    let worker = children.next();
-    assert_eq!(children.next(), None, "a front has one child");
-    worker
+    let child = children.next();
+    assert_eq!(children.next(), None, "it has one child");
+    child
 }
 
 /// Another worker than this one, once it is there.

@@ -1,0 +1,97 @@
+//! Where `serve` answers `/livez`, `/readyz` and `/metrics`.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_stream::StreamExt;
+
+use super::CliError;
+use super::serve::system_error;
+use crate::config::EndpointAddress;
+use crate::exit::ExitCode;
+use crate::keyring::Keyring;
+use crate::kms::socket::{self, Listener};
+use crate::kms::status::{HealthPolicy, healthz};
+use crate::observe::endpoints::{Answers, Endpoints};
+use crate::observe::metrics::{METRICS, Snapshot};
+
+/// An address that is ours.
+pub(super) enum Bound {
+    Tcp(TcpListener),
+    Unix(Listener),
+}
+
+/// After an accept that failed: too many open files, for one, which passes.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Takes the address, or says why not.
+pub(super) fn bind(address: &EndpointAddress) -> Result<Bound, CliError> {
+    let refuse = |why: String, hint: String| CliError {
+        code: ExitCode::BadUsage,
+        what: "the endpoints cannot be served".to_owned(),
+        why,
+        hint,
+    };
+    match address {
+        EndpointAddress::Tcp(address) => {
+            let bound = TcpListener::bind(address).and_then(|listener| {
+                listener.set_nonblocking(true)?;
+                Ok(Bound::Tcp(listener))
+            });
+            bound.map_err(|error| {
+                refuse(format!("{address}: {error}"), "name a free port of this machine under endpoints".to_owned())
+            })
+        }
+        EndpointAddress::Unix(path) => {
+            Listener::bind(path, 0o600).map(Bound::Unix).map_err(|error| refuse(error.to_string(), error.hint()))
+        }
+    }
+}
+
+impl Bound {
+    /// Answers there for as long as this process lives. What is returned removes a Unix socket when it goes.
+    pub(super) fn serve(self, keyring: Arc<Keyring>, policy: HealthPolicy) -> Result<Option<Listener>, CliError> {
+        let health = {
+            let keyring = Arc::clone(&keyring);
+            move || healthz(&keyring.tokens().health(), policy)
+        };
+        let metrics = {
+            let health = health.clone();
+            move || {
+                METRICS.text(&Snapshot {
+                    key_id_hash: keyring.active().hash(),
+                    is_healthy: health() == "ok",
+                    waiting: keyring.tokens().load(),
+                    tokens: keyring.tokens().each(),
+                })
+            }
+        };
+        let endpoints = Endpoints::new(Answers { health: Box::new(health), metrics: Box::new(metrics) });
+        match self {
+            Self::Tcp(listener) => {
+                let listener = tokio::net::TcpListener::from_std(listener).map_err(system_error)?;
+                tokio::spawn(async move {
+                    loop {
+                        match listener.accept().await {
+                            Ok((stream, _)) => endpoints.accept(stream),
+                            Err(_) => tokio::time::sleep(PAUSE).await,
+                        }
+                    }
+                });
+                Ok(None)
+            }
+            Self::Unix(listener) => {
+                let mut incoming = socket::incoming(listener.tokio().map_err(system_error)?, socket::default_peers());
+                tokio::spawn(async move {
+                    while let Some(stream) = incoming.next().await {
+                        if let Ok(stream) = stream {
+                            endpoints.accept(stream);
+                        }
+                    }
+                });
+                Ok(Some(listener))
+            }
+        }
+    }
+}

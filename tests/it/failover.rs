@@ -19,7 +19,7 @@ pub const SEED: &[u8; 32] = b"a seed of 32 bytes, as all are..";
 
 /// Two tokens with one KEK, a fault module in front of each.
 pub struct Pair {
-    token: TestToken,
+    pub token: TestToken,
     pub config: Config,
     pub first: FaultModule,
     pub second: FaultModule,

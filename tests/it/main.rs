@@ -32,6 +32,7 @@ mod faults;
 mod grpc_clients;
 mod handover;
 mod harness;
+mod health;
 mod imitations;
 mod imports;
 mod module_faults;

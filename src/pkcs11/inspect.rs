@@ -3,6 +3,7 @@
 use cryptoki::mechanism::Mechanism as Named;
 use cryptoki::object::{Attribute, AttributeType};
 use cryptoki_sys as sys;
+use zeroize::Zeroizing;
 
 use super::raw::{Mechanism, Parameter, TooSmall, WRONG_LENGTH};
 use super::{Error, Key, Session, Token};
@@ -78,7 +79,7 @@ impl Session {
     }
 
     /// The value of one attribute. `None`: the key has no such attribute.
-    pub fn value(&self, key: Key, attribute: u64) -> Result<Option<Vec<u8>>, Error> {
+    pub fn value(&self, key: Key, attribute: u64) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
         match self.functions().attribute(self.session.handle(), key.handle.handle(), attribute) {
             Err(failed) if failed.code == sys::CKR_ATTRIBUTE_TYPE_INVALID => Ok(None),
             read => read.map_err(|failed| self.module.call_error(failed)),

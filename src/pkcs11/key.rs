@@ -122,11 +122,7 @@ impl Session {
 
     /// Tries to read the key's value. `Ok(true)`: the token gave it away.
     pub fn value_can_be_read(&self, key: Key) -> Result<bool, Error> {
-        let values = self
-            .session
-            .get_attributes(key.handle, &[AttributeType::Value])
-            .map_err(|error| self.module.error(error))?;
-        Ok(values.iter().any(|value| matches!(value, Attribute::Value(bytes) if !bytes.is_empty())))
+        Ok(self.secret_value(key.handle)?.is_some_and(|value| !value.is_empty()))
     }
 
     /// Makes a session key that may wrap others, to be tried on the KEK and destroyed.

@@ -33,6 +33,24 @@ use crate::strict::FileError;
 /// What stops a ceremony.
 #[derive(Debug, Error)]
 pub enum CeremonyError {
+    /// A negative test succeeded, and what it did to the key could not be undone.
+    #[error("the token did what it must refuse: {attempt}; and it does not let it be undone: {error}")]
+    Altered {
+        /// What was tried.
+        attempt: &'static str,
+        /// Why it could not be undone.
+        error: Box<pkcs11::Error>,
+    },
+    /// A copy that was made to try the token could not be destroyed.
+    #[error("a copy of the key {label:?}, made to try what the token refuses ({attempt}), cannot be destroyed: {error}")]
+    CopyLeft {
+        /// `CKA_LABEL` of the key, and so of the copy.
+        label: String,
+        /// What was tried, and done.
+        attempt: &'static str,
+        /// Why it could not be destroyed.
+        error: Box<pkcs11::Error>,
+    },
     /// The key that was made is not a KEK; it was destroyed.
     #[error("the key {label:?} is not what a KEK needs: {}", deviations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Deviates {
@@ -95,6 +113,12 @@ impl CeremonyError {
     /// What an operator can do about it.
     pub fn hint(&self) -> String {
         match self {
+            Self::Altered { .. } => {
+                "the key was altered: do not use it; destroy one that the vendor's tool made, and tell the vendor".to_owned()
+            }
+            Self::CopyLeft { .. } => {
+                "do not use this token for a KEK; destroy what is left of that label with the vendor's tool".to_owned()
+            }
             Self::Deviates { .. } => {
                 "if the plan's owner accepts it, name the attribute under kek.permit in the plan; a key that the ceremony made was destroyed"
                     .to_owned()
@@ -249,36 +273,47 @@ fn prove(plan: &Plan, token: &Token, keys: &Keys, watcher: Watcher<'_>) -> Resul
 
     watcher(Progress::Begins("try what the token must refuse"));
     let may_be_copied = plan.kek.permit.contains(&AttributeName::Copyable);
-    let mut refusals = negative::run(&session, key, &keys.kek, may_be_copied)?;
-    if let (Some((key, _)), Some(template)) = (&mac, &keys.mac) {
-        refusals.extend(negative::run(&session, *key, template, may_be_copied)?);
+    let mut refusals = negative::run(&session, key, &keys.kek, &kek.attributes, may_be_copied)?;
+    if let (Some((key, mac)), Some(template)) = (&mac, &keys.mac) {
+        refusals.extend(negative::run(&session, *key, template, &mac.attributes, may_be_copied)?);
     }
     watcher(Progress::Done(&format!("{} attempts, none made a key less secret", refusals.len())));
 
     watcher(Progress::Begins("seal and open proof blobs"));
     let handles = KekKeys { key, mac: mac.as_ref().map(|(key, _)| *key) };
-    let proofs = (0..PROOFS)
-        .map(|_| proof(&session, handles, &plan.token.sealing, &ceremony, kek.id.as_bytes()))
-        .collect::<Result<Vec<_>, _>>()?;
+    let sealing = &plan.token.sealing;
+    let context = Context::proof(sealing.form, &ceremony.id.to_string(), kek.id.as_bytes());
+    // Lengths that are padded: a key wrap that is not RFC 5649 would give the padding back.
+    reopened(&session, handles, sealing, &context, &random::<1>()?)?;
+    reopened(&session, handles, sealing, &context, &random::<33>()?)?;
+    let proofs =
+        (0..PROOFS).map(|_| proof(&session, handles, sealing, &context)).collect::<Result<Vec<_>, _>>()?;
     watcher(Progress::Done(&format!("{PROOFS} proof blobs; a changed blob and a wrong context were refused")));
     Ok(Proved { ceremony, kek, mac_key: mac.map(|(_, key)| key), proofs, refusals, deviations })
 }
 
-/// Seals a random challenge, opens it again, and checks that nothing but the very same thing opens.
-fn proof(
+/// Seals these bytes, and makes sure that the very same come out again.
+fn reopened(
     session: &Session,
     key: KekKeys,
     sealing: &Sealing,
-    ceremony: &Ceremony,
-    id: &[u8],
-) -> Result<Proof, CeremonyError> {
-    let form = sealing.form;
-    let context = Context::proof(form, &ceremony.id.to_string(), id);
-    let challenge = random::<32>()?;
-    let Sealed { iv, ciphertext } = session.seal(key, sealing, context.as_bytes(), &challenge)?;
-    if session.open(key, sealing, form, &iv, context.as_bytes(), &ciphertext)?.as_slice() != challenge {
-        return Err(CeremonyError::Proof("it opened its own seal to something else"));
+    context: &Context,
+    plaintext: &[u8],
+) -> Result<Sealed, CeremonyError> {
+    let sealed = session.seal(key, sealing, context.as_bytes(), plaintext)?;
+    let opened = session.open(key, sealing, sealing.form, &sealed.iv, context.as_bytes(), &sealed.ciphertext)?;
+    if opened.as_slice() == plaintext {
+        Ok(sealed)
+    } else {
+        Err(CeremonyError::Proof("it opened its own seal to something else"))
     }
+}
+
+/// Seals a random challenge, opens it again, and checks that nothing but the very same thing opens.
+fn proof(session: &Session, key: KekKeys, sealing: &Sealing, context: &Context) -> Result<Proof, CeremonyError> {
+    let form = sealing.form;
+    let challenge = random::<32>()?;
+    let Sealed { iv, ciphertext } = reopened(session, key, sealing, context, &challenge)?;
     let mut changed = ciphertext.clone();
     if let Some(byte) = changed.first_mut() {
         *byte ^= 1;

@@ -140,28 +140,18 @@ impl Session {
             .map_err(|error| self.module.error(error))
     }
 
-    /// Tries to wrap the key. `Ok(())`: the token gave it away.
-    pub fn wrap(&self, key: Key, wrapping: Key) -> Result<(), Error> {
-        self.session
-            .wrap_key(&Mechanism::AesKeyWrap, wrapping.handle, key.handle)
-            .map(drop)
-            .map_err(|error| self.module.error(error))
-    }
-
     /// Tries to set one boolean attribute of the key. `Ok(())`: the token let it happen.
     pub fn set_flag(&self, key: Key, name: AttributeName, value: bool) -> Result<(), Error> {
         self.session.update_attributes(key.handle, &[flag(name, value)?]).map_err(|error| self.module.error(error))
     }
 
-    /// Tries to copy the key with one boolean attribute changed, as a session object. `Ok(())`: the token let it happen;
-    /// the copy is destroyed at once.
-    pub fn copy_with_flag(&self, key: Key, name: AttributeName, value: bool) -> Result<(), Error> {
-        let copy = self
-            .session
+    /// Tries to copy the key with one boolean attribute changed, as a session object. `Ok`: the token let it happen, and the
+    /// copy is to be destroyed.
+    pub fn copy_with_flag(&self, key: Key, name: AttributeName, value: bool) -> Result<Key, Error> {
+        self.session
             .copy_object(key.handle, &[Attribute::Token(false), flag(name, value)?])
-            .map_err(|error| self.module.error(error))?;
-        let _ = self.session.destroy_object(copy);
-        Ok(())
+            .map(|handle| Key { handle })
+            .map_err(|error| self.module.error(error))
     }
 
     fn find(&self, template: &[Attribute]) -> Result<Vec<Key>, Error> {

@@ -86,14 +86,14 @@ fn prove(
         let is_negotiable = |deviation: &&Deviation| deviation.name.is_negotiable(template.purpose);
         finding.permit.extend(deviations.iter().filter(is_negotiable).map(|deviation| deviation.name));
         if template.purpose != KeyUse::Mac {
-            finding.attributes = attributes;
+            finding.attributes.clone_from(&attributes);
         }
         if let Some(fatal) = deviations.iter().find(|deviation| !is_negotiable(deviation)) {
             return Err(Outcome::differs(fatal.to_string()));
         }
         let may_be_copied = finding.permit.contains(&AttributeName::Copyable);
-        let refusals = ceremony::negative_tests(home, *key, template, may_be_copied).map_err(|error| match error {
-            CeremonyError::NotRefused(attempt) => Outcome::differs(format!("it must refuse: {attempt}")),
+        let refusals = ceremony::negative_tests(home, *key, template, &attributes, may_be_copied).map_err(|error| match error {
+            CeremonyError::NotRefused(attempt) | CeremonyError::Altered { attempt, .. } => Outcome::differs(format!("it must refuse: {attempt}")),
             CeremonyError::Pkcs11(error) => Outcome::from(&error),
             other => Outcome::differs(other.to_string()),
         })?;

@@ -251,7 +251,7 @@ fn prove(plan: &Plan, token: &Token, keys: &Keys, watcher: Watcher<'_>) -> Resul
         let attributes = session.attributes(key)?;
         read += attributes.len();
         let is_permitted = |deviation: &Deviation| {
-            deviation.name.is_negotiable(template.purpose) && plan.kek.permit.contains(&deviation.name)
+            deviation.is_negotiable(template.purpose) && plan.kek.permit.contains(&deviation.name)
         };
         let (permitted, refused): (Vec<_>, Vec<_>) =
             generate::deviations(template, &attributes).into_iter().partition(is_permitted);

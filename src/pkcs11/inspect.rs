@@ -1,10 +1,11 @@
 //! What a probe asks of a module beside sealing: lists, limits, keys of any template, single attributes, size queries.
 
 use cryptoki::mechanism::Mechanism as Named;
-use cryptoki::object::{Attribute, AttributeType};
+use cryptoki::object::Attribute;
 use cryptoki_sys as sys;
 use zeroize::Zeroizing;
 
+use super::key::bare;
 use super::raw::{Mechanism, Parameter, TooSmall, WRONG_LENGTH};
 use super::{Error, Key, Session, Token};
 use crate::seal::{IvSend, Seal, Sealing};
@@ -211,12 +212,8 @@ const WRAPPED: usize = 40;
 
 const BLOCK: usize = 16;
 
-/// Each attribute by its bare number: cryptoki passes it on as it is.
 fn attributes(template: &[(u64, Vec<u8>)]) -> Vec<Attribute> {
-    template
-        .iter()
-        .map(|(number, bytes)| Attribute::VendorDefined((AttributeType::VendorDefined(*number), bytes.clone())))
-        .collect()
+    template.iter().map(|(number, bytes)| bare(*number, bytes.clone())).collect()
 }
 
 /// An IV as it stands when a seal begins, only not random: nothing that matters is sealed with it.

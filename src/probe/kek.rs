@@ -83,7 +83,7 @@ fn prove(
         let home = bench.home().map_err(|error| Outcome::from(&error))?;
         let attributes = home.attributes(*key).map_err(|error| Outcome::from(&error))?;
         let deviations = ceremony::deviations(template, &attributes);
-        let is_negotiable = |deviation: &&Deviation| deviation.name.is_negotiable(template.purpose);
+        let is_negotiable = |deviation: &&Deviation| deviation.is_negotiable(template.purpose);
         finding.permit.extend(deviations.iter().filter(is_negotiable).map(|deviation| deviation.name));
         if template.purpose != KeyUse::Mac {
             finding.attributes.clone_from(&attributes);

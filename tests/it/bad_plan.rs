@@ -27,6 +27,7 @@ fn plans_that_cannot_be_used_change_nothing() {
         ("/kek/label", json!("a\nb"), "`kek.label`"),
         ("/kek/permit", json!(["CKA_COPYABEL"]), "CKA_COPYABLE"),
         ("/kek/permit", json!("CKA_COPYABLE"), "`kek.permit`"),
+        ("/kek/permit", json!(["CKA_COPYABLE", "CKA_DECRYPT"]), "`kek.permit`: CKA_DECRYPT is not negotiable"),
         ("/output", json!(folder.join("missing")), "missing: is no directory"),
         ("/output", json!(trial.token.pin), "is no directory"),
         ("/output", json!("relative"), "`output`: expected an absolute path"),

@@ -181,10 +181,9 @@ impl Error {
             Self::Unreadable(_) => Class::Session,
             // A lost SoftHSM2 token answers searches with "nothing found", so absence alone proves no destruction.
             // And a token that is not ready yet may list too few mechanisms.
-            Self::KekAbsent { .. }
-            | Self::KekSick { .. }
-            | Self::MechanismAbsent { .. }
-            | Self::TokenAbsent { .. } => Class::Gone,
+            Self::KekAbsent { .. } | Self::KekSick { .. } | Self::MechanismAbsent { .. } | Self::TokenAbsent { .. } => {
+                Class::Gone
+            }
             Self::KekForeign { .. }
             | Self::KekTwice { .. }
             | Self::KekWeak { .. }

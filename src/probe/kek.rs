@@ -92,11 +92,16 @@ fn prove(
             return Err(Outcome::differs(fatal.to_string()));
         }
         let may_be_copied = finding.permit.contains(&AttributeName::Copyable);
-        let refusals = ceremony::negative_tests(home, *key, template, &attributes, may_be_copied).map_err(|error| match error {
-            CeremonyError::NotRefused(attempt) | CeremonyError::Altered { attempt, .. } => Outcome::differs(format!("it must refuse: {attempt}")),
-            CeremonyError::Pkcs11(error) => Outcome::from(&error),
-            other => Outcome::differs(other.to_string()),
-        })?;
+        let refusals =
+            ceremony::negative_tests(home, *key, template, &attributes, may_be_copied).map_err(
+                |error| match error {
+                    CeremonyError::NotRefused(attempt) | CeremonyError::Altered { attempt, .. } => {
+                        Outcome::differs(format!("it must refuse: {attempt}"))
+                    }
+                    CeremonyError::Pkcs11(error) => Outcome::from(&error),
+                    other => Outcome::differs(other.to_string()),
+                },
+            )?;
         let of_key = if template.purpose == KeyUse::Mac { "MAC key: " } else { "" };
         finding.refusals.extend(refusals.into_iter().map(|one| (format!("{of_key}{}", one.attempt), one.answer)));
     }

@@ -224,6 +224,17 @@ impl fmt::Display for Deviation {
     }
 }
 
+impl Deviation {
+    /// Whether a ceremony's plan may permit it for a key of this use. A length that the token does not tell, yes; another one, no.
+    pub fn is_negotiable(&self, purpose: KeyUse) -> bool {
+        let is_length = self.name == AttributeName::ValueLen && self.found != AttributeValue::UNAVAILABLE;
+        self.name.is_negotiable(purpose) && !is_length
+    }
+}
+
+/// `CKA_VALUE_LEN` of every key.
+const KEY_BYTES: AttributeValue = AttributeValue::Number(32);
+
 /// Everything in `found` that differs from `expected`, and every indispensable attribute that does not hold.
 ///
 /// Any difference counts, in either direction: the record says which key this is, and a key that reads otherwise is not it.
@@ -232,7 +243,9 @@ pub fn deviations(purpose: KeyUse, expected: &Attributes, found: &Attributes) ->
         .into_iter()
         .filter_map(|name| {
             let read = found.get(&name).unwrap_or(&AttributeValue::UNAVAILABLE);
-            let mut wanted = [name.indispensable(purpose), expected.get(&name).cloned()].into_iter().flatten();
+            let length = (name == AttributeName::ValueLen && *read != AttributeValue::UNAVAILABLE).then_some(KEY_BYTES);
+            let indispensable = length.or(name.indispensable(purpose));
+            let mut wanted = [indispensable, expected.get(&name).cloned()].into_iter().flatten();
             let expected = wanted.find(|wanted| wanted != read)?;
             Some(Deviation { name, expected, found: read.clone() })
         })
@@ -290,6 +303,19 @@ mod tests {
         let found = deviations(KeyUse::Encrypt, &edited, &kek());
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].to_string(), "CKA_EXTRACTABLE is false, expected true");
+    }
+
+    #[test]
+    fn no_record_excuses_a_shorter_key_and_no_plan_permits_one() {
+        let mut short = kek();
+        short.insert(AttributeName::ValueLen, AttributeValue::Number(16));
+        let found = deviations(KeyUse::Encrypt, &short, &short);
+        assert_eq!(found[0].to_string(), "CKA_VALUE_LEN is 0x10, expected 0x20");
+        assert!(!found[0].is_negotiable(KeyUse::Encrypt));
+        let mut untold = kek();
+        untold.insert(AttributeName::ValueLen, AttributeValue::UNAVAILABLE);
+        assert_eq!(deviations(KeyUse::Encrypt, &untold, &untold), []);
+        assert!(deviations(KeyUse::Encrypt, &kek(), &untold)[0].is_negotiable(KeyUse::Encrypt));
     }
 
     #[test]

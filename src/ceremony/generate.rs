@@ -41,7 +41,7 @@ pub(crate) fn deviations(template: &KeyTemplate, found: &Attributes) -> Vec<Devi
     attributes::deviations(template.purpose, &strict, found)
 }
 
-/// A key as it must be.
+/// A key as it must be. What a profile adds changes nothing here: a value that is not this one is for the plan to permit.
 fn strict(template: &KeyTemplate) -> Attributes {
     AttributeName::ALL
         .into_iter()
@@ -69,7 +69,7 @@ fn strict(template: &KeyTemplate) -> Attributes {
                 | AttributeName::Verify
                 | AttributeName::Wrap => AttributeValue::Bool(false),
             };
-            (name, template.added(name).unwrap_or(value))
+            (name, value)
         })
         .collect()
 }

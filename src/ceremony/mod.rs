@@ -13,6 +13,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
@@ -33,6 +34,26 @@ use crate::strict::FileError;
 /// What stops a ceremony.
 #[derive(Debug, Error)]
 pub enum CeremonyError {
+    /// A negative test succeeded, and what it did to the key could not be undone.
+    #[error("the token did what it must refuse: {attempt}; and it does not let it be undone: {error}")]
+    Altered {
+        /// What was tried.
+        attempt: &'static str,
+        /// Why it could not be undone.
+        error: Box<pkcs11::Error>,
+    },
+    /// A copy that was made to try the token could not be destroyed.
+    #[error(
+        "a copy of the key {label:?}, made to try what the token refuses ({attempt}), cannot be destroyed: {error}"
+    )]
+    CopyLeft {
+        /// `CKA_LABEL` of the key, and so of the copy.
+        label: String,
+        /// What was tried, and done.
+        attempt: &'static str,
+        /// Why it could not be destroyed.
+        error: Box<pkcs11::Error>,
+    },
     /// The key that was made is not a KEK; it was destroyed.
     #[error("the key {label:?} is not what a KEK needs: {}", deviations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Deviates {
@@ -95,6 +116,12 @@ impl CeremonyError {
     /// What an operator can do about it.
     pub fn hint(&self) -> String {
         match self {
+            Self::Altered { .. } => {
+                "the key was altered: do not use it; destroy one that the vendor's tool made, and tell the vendor".to_owned()
+            }
+            Self::CopyLeft { .. } => {
+                "do not use this token for a KEK; destroy what is left of that label with the vendor's tool".to_owned()
+            }
             Self::Deviates { .. } => {
                 "if the plan's owner accepts it, name the attribute under kek.permit in the plan; a key that the ceremony made was destroyed"
                     .to_owned()
@@ -119,7 +146,11 @@ impl CeremonyError {
 
     /// Whether the HSM was out of reach, as against a refusal or a mistake in the plan.
     pub fn is_out_of_reach(&self) -> bool {
-        matches!(self, Self::Pkcs11(error) if error.class() != Class::PinOrConfig)
+        // A token that was found, and has not what the plan needs, was not out of reach.
+        let answered = |error: &pkcs11::Error| {
+            matches!(error, pkcs11::Error::KekAbsent { .. } | pkcs11::Error::MechanismAbsent { .. })
+        };
+        matches!(self, Self::Pkcs11(error) if error.class() != Class::PinOrConfig && !answered(error))
     }
 }
 
@@ -154,6 +185,11 @@ const PROOFS: usize = 3;
 /// Runs the plan. Leaves either a KEK with its record, or neither.
 pub fn run(plan: &Plan, watcher: Watcher<'_>) -> Result<Outcome, CeremonyError> {
     let path = check_output(&plan.output)?;
+    // It holds the PIN, and runs a module that may crash: no core dump, and nobody of the same user reads its memory.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| CeremonyError::System {
+        what: "memory cannot be kept from core dumps",
+        source: error.into(),
+    })?;
     // Before the module opens files of its own: a descriptor that nobody passed on could be one of them.
     let profile = &plan.token.profile;
     let pin = plan
@@ -227,7 +263,7 @@ fn prove(plan: &Plan, token: &Token, keys: &Keys, watcher: Watcher<'_>) -> Resul
         let attributes = session.attributes(key)?;
         read += attributes.len();
         let is_permitted = |deviation: &Deviation| {
-            deviation.name.is_negotiable(template.purpose) && plan.kek.permit.contains(&deviation.name)
+            deviation.is_negotiable(template.purpose) && plan.kek.permit.contains(&deviation.name)
         };
         let (permitted, refused): (Vec<_>, Vec<_>) =
             generate::deviations(template, &attributes).into_iter().partition(is_permitted);
@@ -249,36 +285,48 @@ fn prove(plan: &Plan, token: &Token, keys: &Keys, watcher: Watcher<'_>) -> Resul
 
     watcher(Progress::Begins("try what the token must refuse"));
     let may_be_copied = plan.kek.permit.contains(&AttributeName::Copyable);
-    let mut refusals = negative::run(&session, key, &keys.kek, may_be_copied)?;
-    if let (Some((key, _)), Some(template)) = (&mac, &keys.mac) {
-        refusals.extend(negative::run(&session, *key, template, may_be_copied)?);
+    let mut refusals = negative::run(&session, key, &keys.kek, &kek.attributes, may_be_copied)?;
+    if let (Some((key, mac)), Some(template)) = (&mac, &keys.mac) {
+        refusals.extend(negative::run(&session, *key, template, &mac.attributes, may_be_copied)?);
     }
     watcher(Progress::Done(&format!("{} attempts, none made a key less secret", refusals.len())));
 
     watcher(Progress::Begins("seal and open proof blobs"));
     let handles = KekKeys { key, mac: mac.as_ref().map(|(key, _)| *key) };
-    let proofs = (0..PROOFS)
-        .map(|_| proof(&session, handles, &plan.token.sealing, &ceremony, kek.id.as_bytes()))
-        .collect::<Result<Vec<_>, _>>()?;
-    watcher(Progress::Done(&format!("{PROOFS} proof blobs; a changed blob and a wrong context were refused")));
+    let sealing = &plan.token.sealing;
+    let context = Context::proof(sealing.form, &ceremony.id.to_string(), kek.id.as_bytes());
+    // Lengths that are padded: a key wrap that is not RFC 5649 would give the padding back.
+    reopened(&session, handles, sealing, &context, &random::<1>()?)?;
+    reopened(&session, handles, sealing, &context, &random::<33>()?)?;
+    let proofs = (0..PROOFS).map(|_| proof(&session, handles, sealing, &context)).collect::<Result<Vec<_>, _>>()?;
+    watcher(Progress::Done(&format!(
+        "{PROOFS} proof blobs; 1 byte and 33 came back as they were; a changed blob and a wrong context were refused"
+    )));
     Ok(Proved { ceremony, kek, mac_key: mac.map(|(_, key)| key), proofs, refusals, deviations })
 }
 
-/// Seals a random challenge, opens it again, and checks that nothing but the very same thing opens.
-fn proof(
+/// Seals these bytes, and makes sure that the very same come out again.
+fn reopened(
     session: &Session,
     key: KekKeys,
     sealing: &Sealing,
-    ceremony: &Ceremony,
-    id: &[u8],
-) -> Result<Proof, CeremonyError> {
-    let form = sealing.form;
-    let context = Context::proof(form, &ceremony.id.to_string(), id);
-    let challenge = random::<32>()?;
-    let Sealed { iv, ciphertext } = session.seal(key, sealing, context.as_bytes(), &challenge)?;
-    if session.open(key, sealing, form, &iv, context.as_bytes(), &ciphertext)?.as_slice() != challenge {
-        return Err(CeremonyError::Proof("it opened its own seal to something else"));
+    context: &Context,
+    plaintext: &[u8],
+) -> Result<Sealed, CeremonyError> {
+    let sealed = session.seal(key, sealing, context.as_bytes(), plaintext)?;
+    let opened = session.open(key, sealing, sealing.form, &sealed.iv, context.as_bytes(), &sealed.ciphertext)?;
+    if opened.as_slice() == plaintext {
+        Ok(sealed)
+    } else {
+        Err(CeremonyError::Proof("it opened its own seal to something else"))
     }
+}
+
+/// Seals a random challenge, opens it again, and checks that nothing but the very same thing opens.
+fn proof(session: &Session, key: KekKeys, sealing: &Sealing, context: &Context) -> Result<Proof, CeremonyError> {
+    let form = sealing.form;
+    let challenge = random::<32>()?;
+    let Sealed { iv, ciphertext } = reopened(session, key, sealing, context, &challenge)?;
     let mut changed = ciphertext.clone();
     if let Some(byte) = changed.first_mut() {
         *byte ^= 1;

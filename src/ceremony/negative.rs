@@ -1,7 +1,9 @@
 //! What a token must refuse to do with a KEK. Each is really tried; one success ends the ceremony.
 
+use cryptoki_sys as sys;
+
 use super::CeremonyError;
-use crate::attributes::AttributeName;
+use crate::attributes::{AttributeName, AttributeValue, Attributes};
 use crate::pkcs11::{Error, Key, KeyTemplate, Session};
 
 /// Something that was tried and refused, or could not be tried.
@@ -15,69 +17,130 @@ pub struct Refusal {
     pub answer: String,
 }
 
-/// Tries everything that a key of this use must not give. `may_be_copied`: the plan permits a token without `CKA_COPYABLE`, so
-/// copies with another right count as permitted; none may be less secret. Every attempt runs on the same session: a refusal leaves no operation behind.
+/// Tries everything that a key of this use must not give; `audited` is what was read of it. `may_be_copied`: the plan permits a
+/// token without `CKA_COPYABLE`, so copies with another right count as permitted; none may be less secret, or become so. Every
+/// attempt runs on the same session: a refusal leaves no operation behind.
 pub(crate) fn run(
     session: &Session,
     key: Key,
-    KeyTemplate { label, purpose, .. }: &KeyTemplate,
+    template: &KeyTemplate,
+    audited: &Attributes,
     may_be_copied: bool,
 ) -> Result<Vec<Refusal>, CeremonyError> {
-    let mut refusals = Vec::new();
-    let mut untried = Vec::new();
-    let mut permitted = Vec::new();
-    let mut expect = |attempt: &'static str, outcome: Result<(), Error>| match outcome {
-        Ok(()) => Err(CeremonyError::NotRefused(attempt)),
-        Err(error) => {
-            refusals.push(Refusal { key: label.clone(), attempt, answer: error.to_string() });
-            Ok(())
-        }
-    };
-    if session.value_can_be_read(key)? {
-        return Err(CeremonyError::NotRefused("read CKA_VALUE"));
-    }
-    match session.throwaway_wrapping_key() {
-        Ok(wrapping) => {
-            let wrapped = session.wrap(key, wrapping);
-            session.destroy(wrapping)?;
-            expect(WRAP, wrapped)?;
-        }
-        // Not a refusal to wrap, and not to be taken for one.
-        Err(error) => {
-            let answer = format!("not tried, no wrapping key: {error}");
-            untried.push(Refusal { key: label.clone(), attempt: WRAP, answer });
-        }
-    }
-    let is_right = |name: &AttributeName| purpose.rights().contains(name);
-    for (attempt, name, value) in LOOSENING.into_iter().filter(|(_, name, _)| !is_right(name)) {
-        let set = session.set_flag(key, name, value);
-        if set.is_ok() {
-            // Put back, for a key that is not destroyed: one that the vendor's tool made.
-            let _ = session.set_flag(key, name, !value);
-        }
-        expect(attempt, set)?;
-    }
-    for (attempt, name, value) in LOOSENING_COPIES.into_iter().filter(|(_, name, _)| !is_right(name)) {
-        match session.copy_with_flag(key, name, value) {
-            Ok(()) if may_be_copied && name.is_negotiable(*purpose) => {
-                permitted.push(Refusal {
-                    key: label.clone(),
-                    attempt,
-                    answer: "done, and the plan permits copies".to_owned(),
-                });
-            }
-            copied => expect(attempt, copied)?,
-        }
-    }
-    let answer = "the token did not give it".to_owned();
-    let mut all = vec![Refusal { key: label.clone(), attempt: "read CKA_VALUE", answer }];
-    all.append(&mut refusals);
-    all.append(&mut permitted);
-    all.append(&mut untried);
+    let trial = Trial { session, key, template, audited, may_be_copied };
+    let mut all = vec![trial.reading()?];
+    let wraps = trial.wrapping()?;
+    all.extend(trial.setting()?);
+    all.extend(trial.copying()?);
+    all.extend(wraps);
     Ok(all)
 }
 
+/// One key, and what is known of it.
+struct Trial<'a> {
+    session: &'a Session,
+    key: Key,
+    template: &'a KeyTemplate,
+    audited: &'a Attributes,
+    may_be_copied: bool,
+}
+
+impl Trial<'_> {
+    fn reading(&self) -> Result<Refusal, CeremonyError> {
+        if self.session.value_can_be_read(self.key)? {
+            return Err(CeremonyError::NotRefused("read CKA_VALUE"));
+        }
+        Ok(self.answered("read CKA_VALUE", "the token did not give it"))
+    }
+
+    /// By each mechanism that could do it. One that the token does not have proves nothing.
+    fn wrapping(&self) -> Result<Vec<Refusal>, CeremonyError> {
+        let wrapping = match self.session.throwaway_wrapping_key() {
+            Ok(wrapping) => wrapping,
+            // Not a refusal to wrap, and not to be taken for one.
+            Err(error) => return Ok(vec![self.answered(WRAP, format!("not tried, no wrapping key: {error}"))]),
+        };
+        let tried: Vec<_> = WRAPPING
+            .into_iter()
+            .map(|(attempt, mechanism)| (attempt, self.session.wrap_by(mechanism, wrapping, self.key)))
+            .collect();
+        self.session.destroy(wrapping)?;
+        let mut answers = Vec::new();
+        let mut was_tried = false;
+        for (attempt, wrapped) in tried {
+            let error = wrapped.err().ok_or(CeremonyError::NotRefused(attempt))?;
+            let is_absent = matches!(error, Error::Call { code: sys::CKR_MECHANISM_INVALID, .. });
+            was_tried |= !is_absent;
+            let why = if is_absent { "not tried, no such mechanism: " } else { "" };
+            answers.push(self.answered(attempt, format!("{why}{error}")));
+        }
+        Ok(if was_tried { answers } else { vec![self.answered(WRAP, "not tried, no mechanism of the token wraps")] })
+    }
+
+    fn setting(&self) -> Result<Vec<Refusal>, CeremonyError> {
+        // What it has already is no attempt.
+        let looser = |name, value| self.audited.get(&name) != Some(&AttributeValue::Bool(value));
+        LOOSENING
+            .into_iter()
+            .filter(|(_, name, value)| !self.is_right(*name) && looser(*name, *value))
+            .map(|(attempt, name, value)| match self.session.set_flag(self.key, name, value) {
+                Err(error) => Ok(self.answered(attempt, error.to_string())),
+                // Put back, for a key that is not destroyed: one that the vendor's tool made.
+                Ok(()) => Err(match self.session.set_flag(self.key, name, !value) {
+                    Ok(()) => CeremonyError::NotRefused(attempt),
+                    Err(error) => CeremonyError::Altered { attempt, error: Box::new(error) },
+                }),
+            })
+            .collect()
+    }
+
+    fn copying(&self) -> Result<Vec<Refusal>, CeremonyError> {
+        LOOSENING_COPIES
+            .into_iter()
+            .filter(|(_, name, _)| !self.is_right(*name))
+            .map(|(attempt, name, value)| {
+                let copy = match self.session.copy_with_flag(self.key, name, value) {
+                    Ok(copy) => copy,
+                    Err(error) => return Ok(self.answered(attempt, error.to_string())),
+                };
+                let is_permitted = self.may_be_copied && name.is_negotiable(self.template.purpose);
+                let given = if is_permitted { self.loosened(copy) } else { Some(attempt) };
+                if let Err(error) = self.session.destroy(copy) {
+                    let (label, error) = (self.template.label.clone(), Box::new(error));
+                    return Err(CeremonyError::CopyLeft { label, attempt: given.unwrap_or(attempt), error });
+                }
+                match given {
+                    Some(attempt) => Err(CeremonyError::NotRefused(attempt)),
+                    None => Ok(self.answered(attempt, "done, and the plan permits copies")),
+                }
+            })
+            .collect()
+    }
+
+    /// What can be done to a copy that must not be.
+    fn loosened(&self, copy: Key) -> Option<&'static str> {
+        LOOSENING_OF_COPIES
+            .into_iter()
+            .find(|(_, name, value)| self.session.set_flag(copy, *name, *value).is_ok())
+            .map(|(attempt, ..)| attempt)
+    }
+
+    fn is_right(&self, name: AttributeName) -> bool {
+        self.template.purpose.rights().contains(&name)
+    }
+
+    fn answered(&self, attempt: &'static str, answer: impl Into<String>) -> Refusal {
+        Refusal { key: self.template.label.clone(), attempt, answer: answer.into() }
+    }
+}
+
 const WRAP: &str = "wrap it under another key";
+
+const WRAPPING: [(&str, u64); 3] = [
+    ("wrap it under another key by CKM_AES_KEY_WRAP", sys::CKM_AES_KEY_WRAP),
+    ("wrap it under another key by CKM_AES_KEY_WRAP_KWP", sys::CKM_AES_KEY_WRAP_KWP),
+    ("wrap it under another key by CKM_AES_KEY_WRAP_PAD", sys::CKM_AES_KEY_WRAP_PAD),
+];
 
 const LOOSENING: [(&str, AttributeName, bool); 10] = [
     ("set CKA_EXTRACTABLE true", AttributeName::Extractable, true),
@@ -97,4 +160,9 @@ const LOOSENING_COPIES: [(&str, AttributeName, bool); 4] = [
     ("copy with CKA_SENSITIVE false", AttributeName::Sensitive, false),
     ("copy with CKA_WRAP true", AttributeName::Wrap, true),
     ("copy with CKA_MODIFIABLE true", AttributeName::Modifiable, true),
+];
+
+const LOOSENING_OF_COPIES: [(&str, AttributeName, bool); 2] = [
+    ("copy it, and set CKA_EXTRACTABLE true on the copy", AttributeName::Extractable, true),
+    ("copy it, and set CKA_SENSITIVE false on the copy", AttributeName::Sensitive, false),
 ];

@@ -9,7 +9,8 @@ use crate::attributes::{AttributeName, KeyUse};
 use crate::cluster::Cluster;
 use crate::config::{FileToken, Token};
 use crate::profile::ProfileError;
-use crate::strict::{self, AbsolutePath, FileError};
+use crate::seal::Sealing;
+use crate::strict::{self, AbsolutePath, Fault, FileError};
 
 /// A ceremony's only input, checked.
 #[derive(Clone, Debug)]
@@ -33,7 +34,7 @@ pub struct KekPlan {
     #[serde(deserialize_with = "label")]
     pub label: String,
     /// Attributes that may be other than the strict template asks. Those without which no key is a KEK cannot stand here.
-    #[serde(default, deserialize_with = "permit")]
+    #[serde(default)]
     pub permit: Vec<AttributeName>,
 }
 
@@ -70,7 +71,26 @@ impl Plan {
         let file: File = strict::read(path).and_then(|bytes| strict::yaml(&bytes, VERSION)).map_err(fault)?;
         let File { _version, kind: PlanKind::Rehearsal, cluster, token, kek, output } = file;
         let profile = token.profile().map_err(|error| PlanError::Profile { path: path.to_owned(), error })?;
-        Ok(Self { cluster, token: token.check(profile).map_err(fault)?, kek, output: output.0 })
+        let token = token.check(profile).map_err(fault)?;
+        kek.check_permit(&token.sealing).map_err(fault)?;
+        Ok(Self { cluster, token, kek, output: output.0 })
+    }
+}
+
+impl KekPlan {
+    /// What is permitted holds for each key of the plan, so it must be negotiable for each.
+    fn check_permit(&self, sealing: &Sealing) -> Result<(), Fault> {
+        let mac = sealing.mac_mechanism().map(|_| KeyUse::Mac);
+        let is_fixed = |name: &&AttributeName| {
+            [Some(sealing.kek_use()), mac].into_iter().flatten().any(|purpose| !name.is_negotiable(purpose))
+        };
+        self.permit.iter().find(is_fixed).map_or(Ok(()), |name| {
+            Err(Fault::Rule {
+                field: "kek.permit",
+                problem: format!("{name} is not negotiable"),
+                hint: format!("remove {name}: without it no key is a KEK"),
+            })
+        })
     }
 }
 
@@ -94,14 +114,6 @@ struct File {
 #[serde(rename_all = "kebab-case")]
 enum PlanKind {
     Rehearsal,
-}
-
-fn permit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<AttributeName>, D::Error> {
-    let names = Vec::<AttributeName>::deserialize(deserializer)?;
-    match names.iter().find(|name| !name.is_negotiable(KeyUse::Encrypt)) {
-        Some(name) => Err(serde::de::Error::custom(format_args!("{name} is not negotiable"))),
-        None => Ok(names),
-    }
 }
 
 fn label<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

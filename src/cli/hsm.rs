@@ -40,7 +40,7 @@ struct ProbeArgs {
     #[arg(long, value_name = "NAME")]
     pin_environment: Option<String>,
     /// Text that the module takes at `C_Initialize`, where it needs one
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     init_reserved: Option<String>,
     /// Hold the module against a profile: its name, or the absolute path of a file
     #[arg(long, value_name = "NAME")]

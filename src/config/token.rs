@@ -42,7 +42,7 @@ pub struct FileToken {
     pin: Option<FilePin>,
     #[serde(default)]
     environment: BTreeMap<EnvironmentName, PlainText>,
-    init_reserved: Option<PlainText>,
+    init_reserved: Option<Reserved>,
 }
 
 /// Where the profile of a token comes from.
@@ -244,6 +244,15 @@ impl FromStr for PlainText {
 impl<'de> Deserialize<'de> for PlainText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         strict::from_text(deserializer)
+    }
+}
+
+struct Reserved(String);
+
+impl<'de> Deserialize<'de> for Reserved {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let PlainText(text) = PlainText::deserialize(deserializer)?;
+        if text.is_empty() { Err(serde::de::Error::custom("must not be empty")) } else { Ok(Self(text)) }
     }
 }
 

@@ -46,6 +46,14 @@ pub enum Error {
         /// CKA_LABEL of the key.
         label: String,
     },
+    /// The key opens neither the record's proof blob nor what it has just sealed: the token is sick.
+    #[error("the key {label:?} opens neither the proof blob of its record nor a seal of its own: {error}")]
+    KekSick {
+        /// CKA_LABEL of the key.
+        label: String,
+        /// How its own seal, or else the proof, failed.
+        error: Box<Error>,
+    },
     /// More than one key where there must be one.
     #[error("{count} keys with label {label:?} and CKA_ID {id} on the token")]
     KekTwice {
@@ -173,7 +181,9 @@ impl Error {
             Self::Unreadable(_) => Class::Session,
             // A lost SoftHSM2 token answers searches with "nothing found", so absence alone proves no destruction.
             // And a token that is not ready yet may list too few mechanisms.
-            Self::KekAbsent { .. } | Self::MechanismAbsent { .. } | Self::TokenAbsent { .. } => Class::Gone,
+            Self::KekAbsent { .. } | Self::KekSick { .. } | Self::MechanismAbsent { .. } | Self::TokenAbsent { .. } => {
+                Class::Gone
+            }
             Self::KekForeign { .. }
             | Self::KekTwice { .. }
             | Self::KekWeak { .. }
@@ -198,7 +208,7 @@ impl Error {
             Self::Call { class: Class::Busy, .. } => "the HSM is busy",
             Self::Call { class: Class::Data, .. } => "the sealed blob does not open under this KEK",
             Self::Call { class: Class::PinOrConfig, .. } => "the HSM does not permit the operation",
-            Self::Call { .. } | Self::Unreadable(_) => "the HSM does not answer as it should",
+            Self::Call { .. } | Self::KekSick { .. } | Self::Unreadable(_) => "the HSM does not answer as it should",
             Self::KekAbsent { .. } => "the KEK is not on the token",
             Self::KekForeign { .. } => "the key on the token is not the KEK of the record",
             Self::KekTwice { .. } => "the KEK is on the token more than once",
@@ -228,6 +238,7 @@ impl Error {
             Self::KekForeign { .. } => {
                 "the label and id were reused; restore the KEK of the record, or use the record of this key".to_owned()
             }
+            Self::KekSick { error, .. } => error.hint(),
             Self::KekTwice { .. } => "find out which one the record means before anything is deleted".to_owned(),
             Self::KekWeak { .. } => "do not use this key; hold a new ceremony".to_owned(),
             Self::Load { .. } => {

@@ -1,9 +1,11 @@
 //! What a probe asks of a module beside sealing: lists, limits, keys of any template, single attributes, size queries.
 
 use cryptoki::mechanism::Mechanism as Named;
-use cryptoki::object::{Attribute, AttributeType};
+use cryptoki::object::Attribute;
 use cryptoki_sys as sys;
+use zeroize::Zeroizing;
 
+use super::key::bare;
 use super::raw::{Mechanism, Parameter, TooSmall, WRONG_LENGTH};
 use super::{Error, Key, Session, Token};
 use crate::seal::{IvSend, Seal, Sealing};
@@ -78,7 +80,7 @@ impl Session {
     }
 
     /// The value of one attribute. `None`: the key has no such attribute.
-    pub fn value(&self, key: Key, attribute: u64) -> Result<Option<Vec<u8>>, Error> {
+    pub fn value(&self, key: Key, attribute: u64) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
         match self.functions().attribute(self.session.handle(), key.handle.handle(), attribute) {
             Err(failed) if failed.code == sys::CKR_ATTRIBUTE_TYPE_INVALID => Ok(None),
             read => read.map_err(|failed| self.module.call_error(failed)),
@@ -210,12 +212,8 @@ const WRAPPED: usize = 40;
 
 const BLOCK: usize = 16;
 
-/// Each attribute by its bare number: cryptoki passes it on as it is.
 fn attributes(template: &[(u64, Vec<u8>)]) -> Vec<Attribute> {
-    template
-        .iter()
-        .map(|(number, bytes)| Attribute::VendorDefined((AttributeType::VendorDefined(*number), bytes.clone())))
-        .collect()
+    template.iter().map(|(number, bytes)| bare(*number, bytes.clone())).collect()
 }
 
 /// An IV as it stands when a seal begins, only not random: nothing that matters is sealed with it.

@@ -1,6 +1,6 @@
 //! A KEK on a token: found by label, class and id, audited, made, used.
 
-use cryptoki::mechanism::{Mechanism, MechanismType};
+use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki_sys as sys;
 
@@ -122,11 +122,7 @@ impl Session {
 
     /// Tries to read the key's value. `Ok(true)`: the token gave it away.
     pub fn value_can_be_read(&self, key: Key) -> Result<bool, Error> {
-        let values = self
-            .session
-            .get_attributes(key.handle, &[AttributeType::Value])
-            .map_err(|error| self.module.error(error))?;
-        Ok(values.iter().any(|value| matches!(value, Attribute::Value(bytes) if !bytes.is_empty())))
+        Ok(self.secret_value(key.handle)?.is_some_and(|value| !value.is_empty()))
     }
 
     /// Makes a session key that may wrap others, to be tried on the KEK and destroyed.
@@ -144,28 +140,18 @@ impl Session {
             .map_err(|error| self.module.error(error))
     }
 
-    /// Tries to wrap the key. `Ok(())`: the token gave it away.
-    pub fn wrap(&self, key: Key, wrapping: Key) -> Result<(), Error> {
-        self.session
-            .wrap_key(&Mechanism::AesKeyWrap, wrapping.handle, key.handle)
-            .map(drop)
-            .map_err(|error| self.module.error(error))
-    }
-
     /// Tries to set one boolean attribute of the key. `Ok(())`: the token let it happen.
     pub fn set_flag(&self, key: Key, name: AttributeName, value: bool) -> Result<(), Error> {
         self.session.update_attributes(key.handle, &[flag(name, value)?]).map_err(|error| self.module.error(error))
     }
 
-    /// Tries to copy the key with one boolean attribute changed, as a session object. `Ok(())`: the token let it happen;
-    /// the copy is destroyed at once.
-    pub fn copy_with_flag(&self, key: Key, name: AttributeName, value: bool) -> Result<(), Error> {
-        let copy = self
-            .session
+    /// Tries to copy the key with one boolean attribute changed, as a session object. `Ok`: the token let it happen, and the
+    /// copy is to be destroyed.
+    pub fn copy_with_flag(&self, key: Key, name: AttributeName, value: bool) -> Result<Key, Error> {
+        self.session
             .copy_object(key.handle, &[Attribute::Token(false), flag(name, value)?])
-            .map_err(|error| self.module.error(error))?;
-        let _ = self.session.destroy_object(copy);
-        Ok(())
+            .map(|handle| Key { handle })
+            .map_err(|error| self.module.error(error))
     }
 
     fn find(&self, template: &[Attribute]) -> Result<Vec<Key>, Error> {
@@ -216,44 +202,42 @@ impl KeyTemplate {
             sys::CKK_GENERIC_SECRET => template.push(Attribute::KeyType(KeyType::GENERIC_SECRET)),
             vendor => template.push(Attribute::KeyType(KeyType::new_vendor_defined(vendor)?)),
         }
-        // cryptoki has no name for key wrap with padding, and takes no other numbers below the vendors'.
-        let named = [MechanismType::AES_GCM, MechanismType::AES_CBC, MechanismType::SHA256_HMAC];
-        if let Some(mechanism) = named.into_iter().find(|named| sys::CK_MECHANISM_TYPE::from(*named) == self.mechanism)
-        {
-            template.push(Attribute::AllowedMechanisms(vec![mechanism]));
-        }
+        // cryptoki has no name for some mechanisms, key wrap with padding among them.
+        template.push(bare(sys::CKA_ALLOWED_MECHANISMS, sys::CK_ULONG::to_ne_bytes(self.mechanism).to_vec()));
         template.push(Attribute::Modifiable(false));
-        let added = |number: u64| self.add.iter().any(|(other, _)| *other == number);
+        // A profile's additions are meant for the KEK: they do not take from a MAC key what it is for.
+        let is_right = |number: u64| self.purpose.rights().iter().any(|right| attribute_number(*right) == number);
+        let additions = || self.add.iter().filter(|(number, _)| !is_right(*number));
+        let added = |number: u64| additions().any(|(other, _)| *other == number);
         template.retain(|attribute| {
             let number = attribute.attribute_type().into();
             !self.omit.contains(&number) && !added(number)
         });
         let modifiable = template.pop_if(|attribute| matches!(attribute, Attribute::Modifiable(_)));
-        template.extend(self.add.iter().map(|(number, setting)| {
+        template.extend(additions().map(|(number, setting)| {
             let bytes = match setting {
                 AttributeSetting::Flag(flag) => vec![u8::from(*flag)],
                 AttributeSetting::Number(number) => sys::CK_ULONG::to_ne_bytes(*number).to_vec(),
             };
-            // The type by its bare number: cryptoki passes it on as it is.
-            Attribute::VendorDefined((AttributeType::VendorDefined(*number), bytes))
+            bare(*number, bytes)
         }));
         // Last: SoftHSM2 applies a template in order, and refuses what follows this.
         template.extend(modifiable);
         Ok(template)
     }
 
-    /// What the profile adds in place of the usual value, if it says anything about this attribute.
-    pub fn added(&self, name: AttributeName) -> Option<AttributeValue> {
-        let number = sys::CK_ATTRIBUTE_TYPE::from(attribute_type(name));
-        self.add.iter().find(|(other, _)| *other == number).map(|(_, setting)| match setting {
-            AttributeSetting::Flag(flag) => AttributeValue::Bool(*flag),
-            AttributeSetting::Number(number) => AttributeValue::Number(*number),
-        })
-    }
-
     fn may(&self, right: AttributeName) -> bool {
         self.purpose.rights().contains(&right)
     }
+}
+
+/// An attribute by its bare number: cryptoki passes it on as it is.
+pub(super) fn bare(number: u64, bytes: Vec<u8>) -> Attribute {
+    Attribute::VendorDefined((AttributeType::VendorDefined(number), bytes))
+}
+
+fn attribute_number(name: AttributeName) -> u64 {
+    attribute_type(name).into()
 }
 
 fn attribute_type(name: AttributeName) -> AttributeType {

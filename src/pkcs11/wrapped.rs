@@ -3,7 +3,8 @@
 
 use std::ops::RangeInclusive;
 
-use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
+use cryptoki::object::{Attribute, KeyType, ObjectClass, ObjectHandle};
+use cryptoki_sys as sys;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::{Error, Key, Session};
@@ -45,15 +46,22 @@ impl Session {
             .functions()
             .unwrap(self.session.handle(), mechanism, key.handle.handle(), wrapped)
             .map_err(|failed| self.module.call_error(failed))?;
-        let values = self.session.get_attributes(secret, &[AttributeType::Value]);
+        let value = self.secret_value(secret);
         self.forget(secret)?;
-        match values.map_err(|error| self.module.error(error))?.pop() {
-            Some(Attribute::Value(bytes)) if expected.contains(&bytes.len()) => Ok(Zeroizing::new(bytes)),
-            Some(Attribute::Value(bytes)) => {
-                drop(Zeroizing::new(bytes));
-                Err(self.data_error("C_UnwrapKey"))
+        match value? {
+            Some(bytes) if expected.contains(&bytes.len()) => Ok(bytes),
+            Some(_) => Err(self.data_error("C_UnwrapKey")),
+            None => Err(Error::Sealing { what: "it does not give an unwrapped secret away".to_owned() }),
+        }
+    }
+
+    /// `CKA_VALUE`, read without asking for its size, and wiped wherever it is dropped. `None`: the token keeps it.
+    pub(super) fn secret_value(&self, object: ObjectHandle) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
+        match self.functions().attribute(self.session.handle(), object.handle(), sys::CKA_VALUE) {
+            Err(failed) if matches!(failed.code, sys::CKR_ATTRIBUTE_SENSITIVE | sys::CKR_ATTRIBUTE_TYPE_INVALID) => {
+                Ok(None)
             }
-            _ => Err(Error::Sealing { what: "it does not give an unwrapped secret away".to_owned() }),
+            read => read.map_err(|failed| self.module.call_error(failed)),
         }
     }
 

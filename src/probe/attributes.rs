@@ -196,8 +196,13 @@ fn forbid(
 fn undestroyable(bench: &Bench, candidate: &Candidate, setting: &Setting) -> Option<AttributeFinding> {
     let session = bench.token.open_session().ok()?;
     let template = bench.template(candidate, candidate.sealing.kek_use(), false);
-    // Without the attribute first: a module that has no session keys refuses for that reason.
-    session.destroy(session.generate_with(candidate.generate, &template).ok()?).ok()?;
+    // Without the attribute first: a module that has no session keys refuses for that reason, or puts the key on the token.
+    let first = session.generate_with(candidate.generate, &template).ok()?;
+    let stays = session.value(first, sys::CKA_TOKEN);
+    session.destroy(first).ok()?;
+    if stays.ok().flatten().is_none_or(|read| read.as_slice() != [0]) {
+        return None;
+    }
     let made = session.generate_with(candidate.generate, &with(template, setting.clone()));
     let key = made.as_ref().ok().copied();
     let read = key.and_then(|key| session.value(key, setting.0).ok().flatten());

@@ -117,11 +117,17 @@ impl Worker {
         let bench = &mut self.bench;
         Ok(match step {
             Step::Start { .. } => Answer::Failed(Failure::from(&Error::Unreadable("it was started".to_owned()))),
-            Step::Login => {
+            Step::Login { first } => {
                 let pin = self.pin.take();
                 let login = bench.token.login(self.user, pin.as_ref())?;
                 let count = login.object_count().ok();
                 bench.login = Some(login);
+                // A random label: what bears it was found by a module that heeds no label, and must not be destroyed.
+                if first && bench.count()? > 0 {
+                    return Err(Error::Unreadable(
+                        "a search for a label that nobody has used finds objects".to_owned(),
+                    ));
+                }
                 value(&count)
             }
             Step::Interfaces => value(&bench.token.interfaces()),

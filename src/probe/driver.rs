@@ -100,7 +100,7 @@ impl<'a> Driver<'a> {
 
     fn logged_in(&mut self, mut process: Process) -> Result<Process, Failure> {
         self.logins += 1;
-        let objects = ask_first(&mut process, &Step::Login, self.limit, "the login")?;
+        let objects = ask_first(&mut process, &Step::Login { first: self.logins == 1 }, self.limit, "the login")?;
         self.objects = self.objects.or(objects);
         Ok(process)
     }

@@ -83,20 +83,25 @@ fn prove(
         let home = bench.home().map_err(|error| Outcome::from(&error))?;
         let attributes = home.attributes(*key).map_err(|error| Outcome::from(&error))?;
         let deviations = ceremony::deviations(template, &attributes);
-        let is_negotiable = |deviation: &&Deviation| deviation.name.is_negotiable(template.purpose);
+        let is_negotiable = |deviation: &&Deviation| deviation.is_negotiable(template.purpose);
         finding.permit.extend(deviations.iter().filter(is_negotiable).map(|deviation| deviation.name));
         if template.purpose != KeyUse::Mac {
-            finding.attributes = attributes;
+            finding.attributes.clone_from(&attributes);
         }
         if let Some(fatal) = deviations.iter().find(|deviation| !is_negotiable(deviation)) {
             return Err(Outcome::differs(fatal.to_string()));
         }
         let may_be_copied = finding.permit.contains(&AttributeName::Copyable);
-        let refusals = ceremony::negative_tests(home, *key, template, may_be_copied).map_err(|error| match error {
-            CeremonyError::NotRefused(attempt) => Outcome::differs(format!("it must refuse: {attempt}")),
-            CeremonyError::Pkcs11(error) => Outcome::from(&error),
-            other => Outcome::differs(other.to_string()),
-        })?;
+        let refusals =
+            ceremony::negative_tests(home, *key, template, &attributes, may_be_copied).map_err(
+                |error| match error {
+                    CeremonyError::NotRefused(attempt) | CeremonyError::Altered { attempt, .. } => {
+                        Outcome::differs(format!("it must refuse: {attempt}"))
+                    }
+                    CeremonyError::Pkcs11(error) => Outcome::from(&error),
+                    other => Outcome::differs(other.to_string()),
+                },
+            )?;
         let of_key = if template.purpose == KeyUse::Mac { "MAC key: " } else { "" };
         finding.refusals.extend(refusals.into_iter().map(|one| (format!("{of_key}{}", one.attempt), one.answer)));
     }

@@ -141,7 +141,7 @@ impl Report {
 
     /// Whether a KEK can be kept and used there, and nothing went wrong: what the exit code says where there is no profile.
     pub fn is_fit(&self) -> bool {
-        let secret = self.secrecy.found().is_none_or(|findings| {
+        let secret = self.secrecy.found().is_some_and(|findings| {
             findings.values().all(|outcome| matches!(outcome.verdict, Verdict::Refused | Verdict::Untried))
         });
         let kek = self.kek.found().is_some_and(|kek| kek.outcome.works());
@@ -213,6 +213,7 @@ pub(super) mod tests {
         assert!(with("/secrecy/wrap-out", json!("untried: no mechanism wraps")).is_fit());
         for (place, value) in [
             ("/secrecy/wrap-out", json!("differs: the key was given away")),
+            ("/secrecy", json!("crashed: signal 11")),
             ("/kek", json!("crashed: signal 11")),
             ("/kek/outcome", json!("refused: C_GenerateKey CKR_DEVICE_ERROR")),
             ("/faults", json!([{"step": "speed", "outcome": "hung: no answer in 30 s"}])),

@@ -32,8 +32,10 @@ pub(super) enum Step {
         target: Target,
         label: String,
     },
-    /// Log in, one attempt. Gives the number of objects that the user sees.
-    Login,
+    /// Log in, one attempt. Gives the number of objects that the user sees. The first time, none may have the label.
+    Login {
+        first: bool,
+    },
     Interfaces,
     Mechanisms,
     Keys,

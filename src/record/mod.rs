@@ -11,6 +11,7 @@ pub use self::text::{CeremonyId, CkaId, Sha256Digest, UtcTime};
 use crate::attributes::Attributes;
 use crate::cluster::Cluster;
 use crate::envelope::Blob;
+use crate::seal::Seal;
 use crate::strict::{self, Fault, FileError};
 
 /// What the ceremony wrote about one KEK.
@@ -156,13 +157,12 @@ impl KekRecord {
 
     /// Reads a record strictly: unknown and duplicate keys are refused.
     pub fn parse(bytes: &[u8]) -> Result<Self, FileError> {
-        strict::json(bytes, VERSION).map_err(|fault| FileError::new(WHAT, None, fault))
+        checked(bytes).map_err(|fault| FileError::new(WHAT, None, fault))
     }
 
     /// Reads the record in this file, at most 64 KiB.
     pub fn read(path: &Path) -> Result<Self, FileError> {
-        let parse = |bytes: Vec<u8>| strict::json(&bytes, VERSION);
-        strict::read(path).and_then(parse).map_err(|fault| FileError::new(WHAT, Some(path), fault))
+        strict::read(path).and_then(|bytes| checked(&bytes)).map_err(|fault| FileError::new(WHAT, Some(path), fault))
     }
 
     /// The file's text: the same record always gives the same bytes. A record that could not be read back is refused.
@@ -191,6 +191,20 @@ impl Proof {
     pub fn blob(&self) -> Blob<'_> {
         self.blob.0.as_blob()
     }
+}
+
+/// There is a MAC key exactly where the proofs were sealed with one.
+fn checked(bytes: &[u8]) -> Result<KekRecord, Fault> {
+    let record: KekRecord = strict::json(bytes, VERSION)?;
+    let has_mac = record.mac_key.is_some();
+    if record.proofs.iter().all(|proof| (proof.blob().form().seal == Seal::AesCbcHmac) == has_mac) {
+        return Ok(record);
+    }
+    Err(Fault::Rule {
+        field: "mac_key",
+        problem: "it stands exactly in the records whose proofs are sealed with aes-cbc-hmac".to_owned(),
+        hint: "restore the record as the ceremony wrote it".to_owned(),
+    })
 }
 
 fn proofs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Proof>, D::Error> {
@@ -301,6 +315,9 @@ mod tests {
             let found = error_after(old, new);
             assert!(found.contains(error), "{found}\n{error}");
         }
+        let mut needless = record();
+        needless.mac_key = Some(needless.kek.clone());
+        assert!(needless.to_json().unwrap_err().to_string().contains("`mac_key`: it stands exactly in the records"));
         let mut none = record();
         none.proofs.clear();
         assert!(none.to_json().unwrap_err().to_string().contains("`proofs`: expected at least one proof"));

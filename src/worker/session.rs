@@ -104,12 +104,14 @@ impl SessionThread {
 
     /// Tries the work; after a failure once more on a new session; then lets the proof blob judge whose fault it is.
     fn work(&mut self, request: &link::Request) -> Result<link::reply::Outcome, Error> {
+        let opens = matches!(request.work, Some(link::request::Work::Open(_)));
         let first = match self.try_work(request) {
-            Err(error) if error.class() != Class::PinOrConfig => error,
+            // A blob says its own form: one of another IV length can make a module refuse the mechanism's parameter.
+            Err(error) if opens || error.class() != Class::PinOrConfig => error,
             outcome => return outcome,
         };
         let second = match first.class() {
-            Class::Data => first,
+            Class::Data | Class::PinOrConfig => first,
             _ => match self.try_work(request) {
                 Ok(outcome) => return Ok(outcome),
                 Err(error) => error,
@@ -117,15 +119,15 @@ impl SessionThread {
         };
         // Return codes do not tell a corrupt blob from a sick token (SoftHSM2 and Kryoptic say CKR_GENERAL_ERROR for both).
         // If the KEK still opens its proof blob, the blob of the request is at fault.
-        match (&request.work, self.prove_kek(request.kek)) {
+        match (opens, self.prove_kek(request.kek)) {
             // Once more, since the proof may have opened because a passing fault had passed.
-            (Some(link::request::Work::Open(_)), Ok(())) => self.try_work(request).map_err(|_| Error::Call {
+            (true, Ok(())) => self.try_work(request).map_err(|_| Error::Call {
                 function: "C_Decrypt".to_owned(),
                 code: cryptoki_sys::CKR_ENCRYPTED_DATA_INVALID,
                 class: Class::Data,
                 poisoned: false,
             }),
-            (_, Ok(())) => Err(second),
+            (false, Ok(())) => Err(second),
             (_, Err(error)) => Err(error),
         }
     }
@@ -160,7 +162,11 @@ impl SessionThread {
         let open = self.session()?;
         let key = open.keys.get(index).copied().ok_or_else(unknown_work)?;
         let Some(proof) = kek.proofs.first() else { return Ok(()) };
-        prove(&open.session, key, &sealing, proof).map_err(|error| kek.judge_proof(error))
+        prove(&open.session, key, &sealing, proof).map_err(|error| {
+            // Closed first: the judgement opens one of its own, and there may be no room for another.
+            self.open = None;
+            kek.judge_proof(&self.token, &sealing, error)
+        })
     }
 
     fn session(&mut self) -> Result<&OpenSession, Error> {

@@ -14,13 +14,16 @@ use super::session::{SessionThread, prove, sealing, unknown_work};
 use crate::attributes::{AttributeName, AttributeValue, Attributes, KeyUse, deviations};
 use crate::class::Class;
 use crate::pin::PinSource;
-use crate::pkcs11::{Error, KekKeys, Key, Module, Session};
+use crate::pkcs11::{Error, KekKeys, Key, Module, Sealed, Session, Token};
 use crate::profile::{self, CodeOverride, PinForm, UserKind};
 use crate::seal::Sealing;
 use crate::wire::{FrameBuffer, link};
 
 /// Most session socketpairs that one Start can carry.
 pub const MAX_SESSIONS: usize = 64;
+
+/// Context and plaintext of a seal that is opened at once and thrown away.
+const TRIAL: [u8; 32] = [0; 32];
 
 /// One KEK to be found on the token, as the front described it.
 #[derive(Clone)]
@@ -118,7 +121,7 @@ pub(super) fn start(
             mac.audit(&login, key, KeyUse::Mac)?;
         }
         for proof in &kek.proofs {
-            prove(&login, found, &sealing, proof).map_err(|error| kek.judge_proof(error))?;
+            prove(&login, found, &sealing, proof).map_err(|error| kek.judge_proof(&token, &sealing, error))?;
         }
     }
 
@@ -155,12 +158,26 @@ impl Kek {
         Ok(KekKeys { key: self.key.find(session)?, mac })
     }
 
-    /// A proof that does not open means another key, unless the token failed for a reason of its own.
-    pub(super) fn judge_proof(&self, error: Error) -> Error {
-        match error.class() {
-            Class::Data => Error::KekForeign { label: self.key.label.clone() },
-            _ => error,
+    /// A proof that does not open means another key, unless the token failed for a reason of its own: a key that opens what it
+    /// sealed a moment ago is well, and not the KEK. A sick token may answer with the code of a changed blob.
+    pub(super) fn judge_proof(&self, token: &Token, sealing: &Sealing, error: Error) -> Error {
+        if error.class() != Class::Data {
+            return error;
         }
+        let label = self.key.label.clone();
+        match self.opens_its_own(token, sealing) {
+            Ok(true) => Error::KekForeign { label },
+            Ok(false) => Error::KekSick { label, error: Box::new(error) },
+            Err(error) => Error::KekSick { label, error: Box::new(error) },
+        }
+    }
+
+    fn opens_its_own(&self, token: &Token, sealing: &Sealing) -> Result<bool, Error> {
+        let session = token.open_session()?;
+        let keys = self.find(&session)?;
+        let Sealed { iv, ciphertext } = session.seal(keys, sealing, &TRIAL, &TRIAL)?;
+        let opened = session.open(keys, sealing, sealing.form, &iv, &TRIAL, &ciphertext)?;
+        Ok(*opened == TRIAL)
     }
 }
 

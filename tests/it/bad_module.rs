@@ -145,6 +145,7 @@ async fn a_missing_mechanism_is_named_with_what_would_fit() {
     served.is_down(&plugin, 1, &down).await;
     let refused = ceremony_refuses(&served.token, &fault, &served.config.value["token"]);
     assert!(refused.why.contains(&down.why) && refused.hint.contains(fits), "{}", refused.text);
+    assert_eq!(refused.code, 1, "{}", refused.text);
 
     fault.set(&json!({"imitate": {"hidden": [GCM, CBC, 0x210B_u64]}}));
     let refused = ceremony_refuses(&served.token, &fault, &served.config.value["token"]);

@@ -253,6 +253,14 @@ async fn trap_08_a_changed_blob_is_told_from_a_sick_token_by_the_kek_not_by_the_
         }
         assert!(!rig.worker_died(), "garbage from a client costs no start: {}", rig.plugin.log());
 
+        // A blob of another form can make a module refuse the mechanism's parameter: no reason to stop.
+        let mut changed = rig.sealed.ciphertext.to_vec();
+        *changed.last_mut().unwrap() ^= 1;
+        rig.fault.once("C_DecryptInit", &json!({"return": "CKR_MECHANISM_PARAM_INVALID"}));
+        let refused = rig.open(&changed).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert!(rig.opens().await);
+
         // The codes of a changed blob, and this time nothing opens: the blob is not to blame.
         for code in ["CKR_GENERAL_ERROR", "CKR_DEVICE_ERROR", "CKR_ENCRYPTED_DATA_INVALID"] {
             rig.fault.always("C_Decrypt", &json!({"return": code}));
@@ -260,7 +268,7 @@ async fn trap_08_a_changed_blob_is_told_from_a_sick_token_by_the_kek_not_by_the_
             let refused = rig.open(&blob).await.unwrap_err();
             assert_ne!(refused.code(), Code::InvalidArgument, "{code}: {refused}");
             rig.fault.clear();
-            rig.plugin.hang_up();
+            // By itself: a key that does not open what it seals itself is no other key.
             until("it serves", async || rig.opens().await).await;
         }
     }

@@ -1,5 +1,5 @@
-//! Calls that only a probe makes: what a module lists, how it answers a size query or a buffer that is too small, and an
-//! attribute of any number. Every buffer is ours and of a fixed size: no answer of the module's decides over memory.
+//! Calls that look closer, most of them a probe's: what a module lists, how it answers a size query or a buffer that is too
+//! small, and an attribute of any number. Every buffer is ours and of a fixed size: no answer of the module's decides over memory.
 
 use std::ptr;
 
@@ -86,7 +86,12 @@ impl Functions {
     }
 
     /// `C_GetAttributeValue` of one attribute. `None`: the module says that there is no such value.
-    pub(crate) fn attribute(&self, session: u64, object: u64, number: u64) -> Result<Option<Vec<u8>>, CallFailed> {
+    pub(crate) fn attribute(
+        &self,
+        session: u64,
+        object: u64,
+        number: u64,
+    ) -> Result<Option<Zeroizing<Vec<u8>>>, CallFailed> {
         let mut value = Zeroizing::new(vec![0_u8; VALUE.saturating_add(SLACK)]);
         let mut attribute =
             CK_ATTRIBUTE { type_: number, pValue: value.as_mut_ptr().cast(), ulValueLen: VALUE as CK_ULONG };
@@ -95,8 +100,9 @@ impl Functions {
             self.list.C_GetAttributeValue.map(|function| unsafe { function(session, object, &raw mut attribute, 1) });
         call("C_GetAttributeValue", code)?;
         let length = Some(attribute.ulValueLen).filter(|length| *length != CK_UNAVAILABLE_INFORMATION);
-        let length = length.and_then(|length| usize::try_from(length).ok());
-        Ok(length.and_then(|length| value.get(..length.min(VALUE))).map(<[u8]>::to_vec))
+        let Some(length) = length.and_then(|length| usize::try_from(length).ok()) else { return Ok(None) };
+        value.truncate(length.min(VALUE));
+        Ok(Some(value))
     }
 
     /// The size that `C_Encrypt` asks for. The operation stays open: the session must be closed.

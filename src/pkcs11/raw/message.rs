@@ -83,7 +83,12 @@ fn list_3_0(library: &cryptoki_sys::Pkcs11) -> Option<CK_FUNCTION_LIST_3_0> {
     if list.is_null() {
         return None;
     }
-    // SAFETY: not null, and the interface of this name and version has a list of this type, or a longer one.
+    // SAFETY: not null, and every function list begins with its version (PKCS#11 3.1, section 3.6).
+    let version = unsafe { *list.cast::<CK_VERSION>() };
+    if version.major < 3 {
+        return None;
+    }
+    // SAFETY: not null, and a list of this version is of this type, or a longer one.
     Some(unsafe { *list })
 }
 
@@ -141,10 +146,11 @@ impl Calls {
             // output, which has SLACK bytes more than the module is told.
             unsafe { function(session, pointer, size, aad, aad_length, text, text_length, written, &raw mut length) }
         });
-        call(self.message.0, code).map_err(CallFailed::in_mid_operation)?;
+        let done = call(self.message.0, code).map_err(CallFailed::in_mid_operation);
+        // After a failed message, too: the operation must not outlive what it has pointers to.
         // SAFETY: no pointers.
-        call(self.last.0, self.last.1.map(|function| unsafe { function(session) }))
-            .map_err(CallFailed::in_mid_operation)?;
+        let ended = call(self.last.0, self.last.1.map(|function| unsafe { function(session) }));
+        done.and(ended.map_err(CallFailed::in_mid_operation))?;
         cut(self.message.0, output, length, input.len(), &(input.len()..=input.len()))
     }
 }

@@ -45,11 +45,7 @@ pub const VENDORS: [Vendor; 15] = [
         ..Vendor::of("entrust-nshield/gcm")
     },
     // The free module that has this mechanism by C_Encrypt is Kryoptic.
-    Vendor {
-        imitate: |_| json!({"bad_tag": "CKR_ENCRYPTED_DATA_INVALID"}),
-        permit: &["CKA_ALLOWED_MECHANISMS"],
-        ..Vendor::of("entrust-nshield/kwp")
-    },
+    Vendor { imitate: |_| json!({"bad_tag": "CKR_ENCRYPTED_DATA_INVALID"}), ..Vendor::of("entrust-nshield/kwp") },
     Vendor {
         imitate: sent,
         guessed: &["seal.number", "seal.call", "seal.params", "seal.iv", "seal.aad"],

@@ -52,12 +52,14 @@ struct MethodLabels {
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct FailureLabels {
     token: String,
+    position: u64,
     class: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct StartLabels {
     token: String,
+    position: u64,
     outcome: &'static str,
 }
 
@@ -92,15 +94,15 @@ impl Metrics {
         durations.observe(duration.as_secs_f64());
     }
 
-    /// A PKCS#11 call failed for good, or a start did.
-    pub fn hsm_failure(&self, token: &str, class: &'static str) {
-        self.hsm_failures.get_or_create(&FailureLabels { token: token.to_owned(), class }).inc();
+    /// A PKCS#11 call failed for good, or a start did, on the token with this label at this place in the list, from 0.
+    pub fn hsm_failure(&self, token: &str, position: u64, class: &'static str) {
+        self.hsm_failures.get_or_create(&FailureLabels { token: token.to_owned(), position, class }).inc();
     }
 
     /// A worker was started, and came to serve or did not.
-    pub fn worker_start(&self, token: &str, serves: bool) {
+    pub fn worker_start(&self, token: &str, position: u64, serves: bool) {
         let outcome = if serves { "served" } else { "failed" };
-        self.worker_starts.get_or_create(&StartLabels { token: token.to_owned(), outcome }).inc();
+        self.worker_starts.get_or_create(&StartLabels { token: token.to_owned(), position, outcome }).inc();
     }
 
     /// Requests began to go to another token.

@@ -119,7 +119,7 @@ impl Member {
                 let failure = Failure::from(failure);
                 self.shared.learn(kind, Some(&failure));
                 if failure.class != Class::Data {
-                    METRICS.hsm_failure(self.label(), failure.class.word());
+                    METRICS.hsm_failure(self.label(), 0, failure.class.word());
                 }
                 if failure.class.ends_worker() {
                     tracing::warn!(

@@ -32,7 +32,7 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
         let label = &shared.spec.start.token_label;
         let event = match Worker::start(&shared.spec).await {
             Ok((worker, token)) => {
-                METRICS.worker_start(label, true);
+                METRICS.worker_start(label, 0, true);
                 tracing::info!(
                     label = token.label,
                     manufacturer = token.manufacturer,
@@ -46,8 +46,8 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
                 Event::Served(began.elapsed())
             }
             Err(StartFailure { failure, login_unknown }) => {
-                METRICS.worker_start(label, false);
-                METRICS.hsm_failure(label, failure.class.word());
+                METRICS.worker_start(label, 0, false);
+                METRICS.hsm_failure(label, 0, failure.class.word());
                 log_down(&shared, &failure);
                 let class = failure.class;
                 set_down(&shared, failure);

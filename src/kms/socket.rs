@@ -72,6 +72,8 @@ pub enum Refusal {
     NotASocket(PathBuf),
     #[error("the socket there belongs to uid {uid}, not to this process (uid {own})")]
     ForeignSocket { uid: u32, own: u32 },
+    #[error("the socket that was passed on does not listen: it is a connection")]
+    NotListening,
     #[error("the socket that was passed on listens on {}", .0.display())]
     AnotherPath(PathBuf),
     #[error("the socket that was passed on has mode {found:04o}, more open than {mode:04o}")]
@@ -124,6 +126,7 @@ impl SocketError {
             Refusal::NotASocket(path) => {
                 format!("look what it is; move {} away or choose another path", path.display())
             }
+            Refusal::NotListening => "set Accept=no in the socket unit: the plugin accepts by itself".to_owned(),
             Refusal::AnotherPath(_) => "set ListenStream= of the socket unit to socket.path".to_owned(),
             Refusal::OpenSocket { mode, .. } => format!("set SocketMode={mode:04o} in the socket unit"),
             Refusal::ForeignSocket { .. } => "find out whose it is; remove it or choose another path".to_owned(),
@@ -205,6 +208,10 @@ fn bind(path: &Path, mode: u32) -> Result<Listener, Refusal> {
 fn inherit(socket: net::UnixListener, path: &Path, mode: u32) -> Result<Listener, Refusal> {
     check_path(path)?;
     check_directory(path.parent().ok_or(Refusal::NoFileName)?, own_uid())?;
+    // With Accept=yes systemd passes on one connection, which has the path of the socket too.
+    if !rustix::net::sockopt::socket_acceptconn(&socket).map_err(system("look at the socket that was passed on"))? {
+        return Err(Refusal::NotListening);
+    }
     let address = socket.local_addr().map_err(system("look at the socket that was passed on"))?;
     let bound = address.as_pathname().unwrap_or(Path::new(""));
     if bound != path {

@@ -13,6 +13,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 /// Where the answers come from.
 pub struct Answers {
@@ -29,11 +30,14 @@ pub struct Endpoints {
     connections: Arc<Semaphore>,
 }
 
-/// Connections at one time: a scraper and a kubelet need two.
-const MOST_CONNECTIONS: usize = 16;
+/// Connections at one time: a scraper and a kubelet need two. The rest is for those that hold one without a request.
+const MOST_CONNECTIONS: usize = 64;
 
-/// Longest time for a request's head, and with it for an idle connection.
-const HEAD_LIMIT: Duration = Duration::from_secs(10);
+/// Longest time for a request's head.
+const HEAD_LIMIT: Duration = Duration::from_secs(2);
+
+/// Longest time for all of a connection, so that nobody keeps a place from kubelet for longer.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(5);
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const OPEN_METRICS: HeaderValue =
@@ -45,7 +49,7 @@ impl Endpoints {
         Self { answers: Arc::new(answers), connections: Arc::new(Semaphore::new(MOST_CONNECTIONS)) }
     }
 
-    /// Serves one connection in a task of its own; one too many is closed at once.
+    /// Serves one request on this connection, in a task of its own; one connection too many is closed at once.
     pub fn accept(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let Ok(place) = Arc::clone(&self.connections).try_acquire_owned() else { return };
         let answers = Arc::clone(&self.answers);
@@ -56,9 +60,9 @@ impl Endpoints {
                 async move { Ok::<_, Infallible>(response) }
             });
             let mut server = http1::Builder::new();
-            server.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).max_buf_size(16 * 1024);
+            server.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).keep_alive(false).max_buf_size(16 * 1024);
             // How a prober ends its connection is its own affair.
-            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+            let _ = timeout(CONNECTION_LIMIT, server.serve_connection(TokioIo::new(stream), service)).await;
         });
     }
 }
@@ -90,12 +94,63 @@ impl Answers {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::Instant;
+
     use super::*;
 
+    fn answers(health: &'static str) -> Answers {
+        Answers { health: Box::new(move || health.to_owned()), metrics: Box::new(|| "# EOF\n".to_owned()) }
+    }
+
     fn status(health: &'static str, method: &Method, path: &str) -> u16 {
-        let answers =
-            Answers { health: Box::new(move || health.to_owned()), metrics: Box::new(|| "# EOF\n".to_owned()) };
-        answers.answer(method, path).status().as_u16()
+        answers(health).answer(method, path).status().as_u16()
+    }
+
+    const REQUEST: &[u8] = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n";
+
+    /// A connection that holds so many bytes which nobody has read.
+    fn connect(endpoints: &Endpoints, room: usize) -> DuplexStream {
+        let (client, server) = duplex(room);
+        endpoints.accept(server);
+        client
+    }
+
+    /// The answer to one request, if there is one.
+    async fn ask(endpoints: &Endpoints) -> Option<String> {
+        let mut stream = connect(endpoints, 4096);
+        stream.write_all(REQUEST).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        answer.starts_with("HTTP/1.1 200").then_some(answer)
+    }
+
+    #[tokio::test]
+    async fn nobody_holds_a_place_for_long() {
+        let endpoints = Endpoints::new(answers("ok"));
+        // One request, and the connection ends, though the client would go on.
+        assert!(ask(&endpoints).await.unwrap().ends_with("ok\n"));
+
+        // Half say nothing, half take no answer.
+        let silent: Vec<_> = (0..MOST_CONNECTIONS / 2).map(|_| connect(&endpoints, 4096)).collect();
+        let mut deaf = Vec::new();
+        for _ in 0..MOST_CONNECTIONS / 2 {
+            let mut stream = connect(&endpoints, REQUEST.len());
+            stream.write_all(REQUEST).await.unwrap();
+            deaf.push(stream);
+        }
+        assert_eq!(ask(&endpoints).await, None, "no place is left");
+        let began = Instant::now();
+        while endpoints.connections.available_permits() < MOST_CONNECTIONS / 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(began.elapsed() + Duration::from_secs(1) < CONNECTION_LIMIT, "{:?}", began.elapsed());
+        assert!(ask(&endpoints).await.is_some());
+        while endpoints.connections.available_permits() < MOST_CONNECTIONS {
+            assert!(began.elapsed() < CONNECTION_LIMIT + Duration::from_secs(3), "a place is held for ever");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        drop((silent, deaf));
     }
 
     #[test]

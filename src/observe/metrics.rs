@@ -94,7 +94,7 @@ impl Metrics {
         durations.observe(duration.as_secs_f64());
     }
 
-    /// A PKCS#11 call failed for good, or a start did.
+    /// A PKCS#11 call failed for good, or a start did, on the token with this label at this place in the list, from 0.
     pub fn hsm_failure(&self, token: &str, position: u64, class: &'static str) {
         self.hsm_failures.get_or_create(&FailureLabels { token: token.to_owned(), position, class }).inc();
     }

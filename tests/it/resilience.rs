@@ -18,7 +18,7 @@ use tonic::Code;
 
 use crate::failover::{Pair, SEED, decrypt, encrypt};
 use crate::fault_module::FaultModule;
-use crate::faults::until;
+use crate::faults::{faults, until};
 use crate::harness::{Config, Plugin, TestToken, run_ceremony};
 use crate::processes::{descriptors_and_threads, signal, wait_for_worker_after, worker};
 
@@ -37,11 +37,17 @@ struct Amount {
     statuses: usize,
     outages: usize,
     kills: usize,
+    failovers: usize,
     cycles: usize,
 }
 
-const QUICK: Amount = Amount { statuses: 2_000, outages: 3, kills: 5, cycles: 10 };
-const FULL: Amount = Amount { statuses: 20_000, outages: 20, kills: 50, cycles: 300 };
+const QUICK: Amount = Amount { statuses: 2_000, outages: 3, kills: 5, failovers: 3, cycles: 10 };
+const FULL: Amount = Amount { statuses: 20_000, outages: 20, kills: 50, failovers: 10, cycles: 10_000 };
+
+/// Whether this run is one of `scripts/faults`, which has the machine to itself: there each aim counts, whatever the load.
+fn is_alone() -> bool {
+    env::var_os("HSM_KMS_FAULTS").is_some()
+}
 
 fn is_full() -> bool {
     match env::var("HSM_KMS_FAULTS").as_deref() {
@@ -79,9 +85,10 @@ impl Site {
 
     /// Lets every call say that the device is gone, and waits until the plugin has given the worker up.
     async fn lose(&mut self) {
+        let before = faults(&self.plugin).len();
         self.fault.always("*", &json!({"return": "CKR_DEVICE_REMOVED"}));
         until("the loss", async || decrypt(&mut self.client, &self.sealed).await.is_err()).await;
-        until("the token to be down", async || self.plugin.log().contains("token down: ")).await;
+        until("the token to be down", async || faults(&self.plugin).len() > before).await;
     }
 
     /// Ends the outage; the time to the first good Decrypt.
@@ -193,32 +200,47 @@ async fn the_figures_of_an_outage() {
     row("worker killed, next Decrypt answered, p99", per_mille(replaced, 990), millis(500), amount.kills);
     site.plugin.stop().await;
 
-    row("failover of a hung token, slowest answer", failover(amount.kills).await, millis(3000), amount.kills);
+    let slowest = failover(amount.failovers).await;
+    row("failover of a hung token, slowest answer", slowest, millis(3000), amount.failovers * 2 * AT_ONCE);
     print(&rows);
 }
 
-/// The slowest Decrypt while the first of two tokens hangs. None fails.
+/// Requests of each kind that meet a token which hangs.
+const AT_ONCE: usize = 8;
+
+/// The slowest of eight Encrypts and eight Decrypts of different seeds while the first of two tokens hangs. None fails.
 async fn failover(times: usize) -> Duration {
     let mut slowest = Duration::ZERO;
-    for _ in 0..times.min(10) {
+    for _ in 0..times {
         let pair = Pair::new();
         let mut plugin = Plugin::start(&pair.config).healthy().await;
         let mut client = plugin.client().await;
-        let sealed = encrypt(&mut client).await.unwrap();
+        let mut seeds = Vec::new();
+        for _ in 0..AT_ONCE {
+            seeds.push(encrypt(&mut client).await.unwrap());
+        }
         until("both tokens", async || plugin.log().matches("token ready").count() == 2).await;
+        let before = pair.first.calls("*");
         pair.first.always("*", &json!("hang"));
         let mut calls = JoinSet::new();
-        for _ in 0..8 {
-            let (mut client, sealed) = (client.clone(), sealed.clone());
+        for sealed in seeds {
+            let mut opener = client.clone();
             calls.spawn(async move {
                 let began = Instant::now();
-                assert_eq!(decrypt(&mut client, &sealed).await.unwrap(), SEED);
+                assert_eq!(decrypt(&mut opener, &sealed).await.unwrap(), SEED);
+                began.elapsed()
+            });
+            let mut sealer = client.clone();
+            calls.spawn(async move {
+                let began = Instant::now();
+                encrypt(&mut sealer).await.unwrap();
                 began.elapsed()
             });
         }
         while let Some(took) = calls.join_next().await {
             slowest = slowest.max(took.unwrap());
         }
+        assert!(pair.first.calls("*") > before, "the first token was not asked");
         pair.first.clear();
         plugin.stop().await;
     }
@@ -236,6 +258,7 @@ async fn many_outages_leave_nothing_behind() {
         site.regain().await;
     }
     let before = (descriptors_and_threads(site.plugin.pid()), resident(&site.plugin));
+    let began = Instant::now();
     for _ in 0..cycles {
         site.fault.always("*", &json!({"return": "CKR_DEVICE_REMOVED"}));
         until("the loss", async || decrypt(&mut site.client, &site.sealed).await.is_err()).await;
@@ -243,10 +266,12 @@ async fn many_outages_leave_nothing_behind() {
         assert_eq!(site.health().await, "ok");
     }
     let after = (descriptors_and_threads(site.plugin.pid()), resident(&site.plugin));
-    assert_eq!(after.0, before.0, "descriptors and threads of the front");
+    assert_eq!(after.0.0, before.0.0, "descriptors of the front");
+    assert_eq!(after.0.1, before.0.1, "threads of the front");
     let grown = after.1.saturating_sub(before.1);
-    println!("{cycles} losses and returns: front {} KiB before, {} KiB after", before.1, after.1);
-    assert!(grown <= before.1 / 50 + cycles / 10, "the front has grown by {grown} KiB");
+    let took = began.elapsed().as_secs_f64();
+    println!("{cycles} losses and returns in {took:.0} s: front {} KiB before, {} KiB after", before.1, after.1);
+    assert!(grown <= before.1 / 100, "the front has grown by {grown} KiB");
     site.plugin.stop().await;
 }
 
@@ -257,7 +282,8 @@ fn resident(plugin: &Plugin) -> usize {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Prints the table, and fails if a figure is over its aim; where more processes than these tests want each core, only prints.
+/// Prints the table, and fails if a figure is over its aim; among other tests, where more processes than these want each core, only
+/// prints.
 fn print(rows: &[Row]) {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap();
     let load: f64 = load.split(' ').next().unwrap().parse().unwrap();
@@ -273,5 +299,5 @@ fn print(rows: &[Row]) {
         }
     }
     println!("\n{table}\n");
-    assert!(over.is_empty() || is_busy, "{over:#?}\n{table}");
+    assert!(over.is_empty() || (is_busy && !is_alone()), "{over:#?}\n{table}");
 }

@@ -55,6 +55,30 @@ fn binds_with_the_mode_and_removes_its_files_on_drop() {
 }
 
 #[test]
+fn a_socket_that_was_passed_on_must_be_the_configured_one_and_listen() {
+    let directory = directory();
+    let path = directory.path().join("s");
+    // As systemd binds it; ours would tell the name under which it was bound first.
+    let held = net::UnixListener::bind(&path).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    let connected = net::UnixStream::connect(&path).unwrap();
+    // What systemd passes on with Accept=yes: it has the socket's path too.
+    let (accepted, _) = held.accept().unwrap();
+    let inherit = |socket: OwnedFd, path: &Path, mode| {
+        Listener::inherit(socket.into(), path, mode).map_err(|error| error.refusal)
+    };
+    assert_eq!(accepted.local_addr().unwrap().as_pathname(), Some(path.as_path()));
+    let listening = || OwnedFd::from(held.try_clone().unwrap());
+    assert!(matches!(inherit(accepted.into(), &path, 0o600), Err(Refusal::NotListening)));
+    assert!(matches!(inherit(connected.into(), &path, 0o600), Err(Refusal::NotListening)));
+    let other = directory.path().join("other");
+    assert!(matches!(inherit(listening(), &other, 0o600), Err(Refusal::AnotherPath(found)) if found == path));
+    assert!(matches!(inherit(listening(), &path, 0o400), Err(Refusal::OpenSocket { found: 0o600, mode: 0o400 })));
+    drop(inherit(listening(), &path, 0o600).unwrap());
+    assert!(path.exists(), "the socket is another's");
+}
+
+#[test]
 fn a_stale_socket_is_replaced() {
     let directory = directory();
     let path = directory.path().join("s");

@@ -1,127 +1,204 @@
-//! A soak: steady calls, a fault every few seconds. Every RPC that fails is explained by a fault that lasted longer than its
-//! deadline allows, and no answer is ever wrong.
+//! A soak: steady calls, a fault every few seconds. Every RPC that fails is explained by a fault, none of those that a retry covers
+//! explains any, and no answer is ever wrong.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-use tokio::task::JoinSet;
+use hsm_kms::kms::proto::EncryptResponse;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep};
+use tonic::Code;
 
 use super::{Site, decrypt, encrypt, is_full};
 use crate::failover::SEED;
+use crate::faults::until;
 use crate::processes::{descriptors_and_threads, signal, worker};
 
 /// RPCs per second, half of each kind.
 const RATE: u64 = 200;
 
-/// What happened so far.
-#[derive(Default)]
-struct Count {
-    good: AtomicUsize,
-    failed: AtomicUsize,
-    /// Failed though no fault was on in the last [`EXPLAINED`].
-    unexplained: AtomicUsize,
+/// Seeds that are opened in turn: identical opens at one time are done once.
+const SEEDS: usize = 16;
+
+/// How long a fault is on.
+const LASTS: Duration = Duration::from_millis(500);
+
+/// A fault explains the failure of what began until so long after its end: the longest wait between two starts.
+const RECOVERY: Duration = Duration::from_secs(4);
+
+/// What happens to the plugin, and whether a retry covers it, so that no request may fail.
+struct Kind {
+    name: &'static str,
+    /// The module's, on all calls. `None`: the worker is killed.
+    action: Option<Value>,
+    is_covered: bool,
 }
 
-/// A fault explains failures until so long after its end: the longest wait between two starts, and a deadline.
-const EXPLAINED: Duration = Duration::from_secs(8);
+/// One fault, from beginning to end, by its place among the kinds.
+struct Fault {
+    kind: usize,
+    began: Instant,
+    ended: Instant,
+}
+
+/// One RPC.
+struct Call {
+    began: Instant,
+    ended: Instant,
+    answer: Answer,
+}
+
+enum Answer {
+    Sealed(EncryptResponse),
+    Opened,
+    Wrong,
+    Failed(Code),
+}
+
+fn kinds() -> Vec<Kind> {
+    let kind = |name, action: Value, is_covered| Kind { name, action: Some(action), is_covered };
+    vec![
+        kind("CKR_DEVICE_REMOVED", json!({"return": "CKR_DEVICE_REMOVED"}), false),
+        kind("hang", json!("hang"), true),
+        kind("crash", json!("crash"), false),
+        kind("200 ms per call", json!({"delay_ms": 200}), true),
+        kind("sessions closed", json!("drop_sessions"), false),
+        kind("CKR_GENERAL_ERROR", json!({"return": "CKR_GENERAL_ERROR"}), false),
+        Kind { name: "worker killed", action: None, is_covered: true },
+    ]
+}
+
+impl Fault {
+    /// Whether the call ran while the fault was on, or began before its worker must have been replaced.
+    fn explains(&self, call: &Call) -> bool {
+        call.ended >= self.began && call.began <= self.ended + RECOVERY
+    }
+}
 
 #[tokio::test]
 async fn every_failure_is_explained_by_a_fault() {
-    let (span, pause) = if is_full() {
-        (Duration::from_mins(30), Duration::from_secs(10))
-    } else {
-        (Duration::from_secs(20), Duration::from_secs(3))
-    };
-    let site = Site::new().await;
-    let before = descriptors_and_threads(site.plugin.pid());
-    let (began, count) = (Instant::now(), Arc::new(Count::default()));
-    // Milliseconds since `began` at which the last fault ended, or `usize::MAX` while one is on.
-    let faulty = Arc::new(AtomicUsize::new(0));
-    let caller = tokio::spawn({
-        let (client, sealed, count, faulty) =
-            (site.client.clone(), site.sealed.clone(), Arc::clone(&count), Arc::clone(&faulty));
-        async move {
-            let mut calls = JoinSet::new();
-            let mut tick = interval(Duration::from_micros(1_000_000 / RATE));
-            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            for number in 0_u64.. {
-                tick.tick().await;
-                if began.elapsed() > span {
-                    break;
-                }
-                let (mut client, sealed, count, faulty) =
-                    (client.clone(), sealed.clone(), Arc::clone(&count), Arc::clone(&faulty));
-                calls.spawn(async move {
-                    let good = if number % 2 == 0 {
-                        encrypt(&mut client).await.is_ok()
-                    } else {
-                        match decrypt(&mut client, &sealed).await {
-                            Ok(found) => {
-                                assert_eq!(found, SEED, "a wrong plaintext");
-                                true
-                            }
-                            Err(_) => false,
-                        }
-                    };
-                    if good {
-                        count.good.fetch_add(1, Ordering::Relaxed);
-                        return;
-                    }
-                    count.failed.fetch_add(1, Ordering::Relaxed);
-                    let ended = faulty.load(Ordering::Relaxed);
-                    let since = usize::try_from(began.elapsed().as_millis()).unwrap().saturating_sub(ended);
-                    if ended != usize::MAX && since > usize::try_from(EXPLAINED.as_millis()).unwrap() {
-                        count.unexplained.fetch_add(1, Ordering::Relaxed);
-                    }
-                });
-                while calls.try_join_next().is_some_and(|call| call.is_ok()) {}
-            }
-            while let Some(call) = calls.join_next().await {
-                call.unwrap();
-            }
-        }
-    });
-    let actions = [
-        json!({"return": "CKR_DEVICE_REMOVED"}),
-        json!("hang"),
-        json!("crash"),
-        json!({"delay_ms": 200}),
-        json!("drop_sessions"),
-        json!({"return": "CKR_GENERAL_ERROR"}),
-    ];
-    let mut injected = 0;
-    while began.elapsed() + pause < span {
-        sleep(pause).await;
-        faulty.store(usize::MAX, Ordering::Relaxed);
-        let fault = &actions[injected % actions.len()];
-        injected += 1;
-        if injected % 7 == 0 {
-            if let Some(worker) = worker(&site.plugin) {
-                signal(worker, rustix::process::Signal::KILL);
-            }
-        } else {
-            site.fault.always("*", fault);
-            sleep(Duration::from_millis(500)).await;
-            site.fault.clear();
-        }
-        faulty.store(usize::try_from(began.elapsed().as_millis()).unwrap(), Ordering::Relaxed);
+    let kinds = kinds();
+    // How often a fault begins, and how many such times. Half an hour, or each kind once.
+    let (every, times) = if is_full() { (10, 180) } else { (8, kinds.len() + 1) };
+    let every = Duration::from_secs(every);
+    let mut site = Site::new().await;
+    let mut seeds = Vec::new();
+    for _ in 0..SEEDS {
+        seeds.push(encrypt(&mut site.client).await.unwrap());
     }
-    caller.await.unwrap();
-    let found = |number: &AtomicUsize| number.load(Ordering::Relaxed);
+    let before = descriptors_and_threads(site.plugin.pid());
+    let span = every * u32::try_from(times).unwrap();
+    let caller = call_for(span, &site, seeds);
+    let mut faults = Vec::new();
+    let mut tick = interval(every);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick.tick().await;
+    // The last one is followed by its quiet time too.
+    for number in 0..times - 1 {
+        tick.tick().await;
+        let kind = number % kinds.len();
+        faults.push(inject(&site, kind, &kinds[kind]).await);
+    }
+    let calls = caller.await.unwrap();
+
+    let (mut good, mut wrong, mut unexplained, mut checked) = (0, 0, Vec::new(), 0);
+    let mut sealed_so_far = 0;
+    let mut failed = vec![0; kinds.len()];
+    let mut sample = Vec::new();
+    for call in &calls {
+        let fault = faults.iter().rev().find(|fault| fault.explains(call));
+        checked += usize::from(fault.is_none());
+        match (&call.answer, fault) {
+            (Answer::Sealed(sealed), _) => {
+                good += 1;
+                sealed_so_far += 1;
+                if sealed_so_far % 20 == 0 {
+                    sample.push(sealed);
+                }
+            }
+            (Answer::Opened, _) => good += 1,
+            (Answer::Wrong, _) => wrong += 1,
+            (Answer::Failed(_), Some(fault)) => failed[fault.kind] += 1,
+            (Answer::Failed(code), None) => unexplained.push((*code, call.began)),
+        }
+    }
+    for sealed in &sample {
+        wrong += usize::from(decrypt(&mut site.client, sealed).await.unwrap() != SEED);
+    }
     println!(
-        "soak of {} s at {RATE} RPC/s, {injected} faults: {} good, {} failed while a fault was on or its worker being replaced, {} failed unexplained, 0 wrong",
+        "soak of {} s at {RATE} RPC/s, {} faults: {} RPCs, {good} good, {wrong} wrong, {} failed unexplained; {checked} at times when \
+         no fault explains a failure; {} of the sealed seeds opened again",
         span.as_secs(),
-        found(&count.good),
-        found(&count.failed) - found(&count.unexplained),
-        found(&count.unexplained),
+        faults.len(),
+        calls.len(),
+        unexplained.len(),
+        sample.len(),
     );
-    assert_eq!(found(&count.unexplained), 0);
-    assert!(found(&count.good) > found(&count.failed), "more failed than succeeded");
-    crate::faults::until("descriptors and threads as before", async || {
-        descriptors_and_threads(site.plugin.pid()) <= before
+    for (kind, failed) in kinds.iter().zip(&failed) {
+        println!("  {:<20} {failed:>5} failed{}", kind.name, if kind.is_covered { ", none may" } else { "" });
+    }
+    assert_eq!(wrong, 0, "wrong answers");
+    assert!(unexplained.is_empty(), "{unexplained:?}");
+    assert!(checked * 3 > calls.len(), "too little time without a fault: {checked} of {}", calls.len());
+    for (kind, failed) in kinds.iter().zip(&failed) {
+        assert!(!kind.is_covered || *failed == 0, "{failed} failed by {}, which a retry covers", kind.name);
+    }
+    assert!(failed[0] > 0, "a device that is gone was not noticed");
+    assert!(!sample.is_empty());
+    let (descriptors, threads) = before;
+    until("no more descriptors than before", async || descriptors_and_threads(site.plugin.pid()).0 <= descriptors)
+        .await;
+    assert_eq!(descriptors_and_threads(site.plugin.pid()).1, threads, "threads");
+    site.plugin.stop().await;
+}
+
+/// Calls at [`RATE`] for this long, and returns all calls. A call that panics fails the test.
+fn call_for(span: Duration, site: &Site, seeds: Vec<EncryptResponse>) -> JoinHandle<Vec<Call>> {
+    let client = site.client.clone();
+    tokio::spawn(async move {
+        let (mut calls, mut running) = (Vec::new(), JoinSet::new());
+        let mut tick = interval(Duration::from_micros(1_000_000 / RATE));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let start = Instant::now();
+        let mut number = 0;
+        while start.elapsed() < span {
+            tick.tick().await;
+            number += 1;
+            let sealed = (number % 2 == 0).then(|| seeds[number / 2 % SEEDS].clone());
+            let mut client = client.clone();
+            running.spawn(async move {
+                let began = Instant::now();
+                let answer = match sealed {
+                    None => encrypt(&mut client).await.map(Answer::Sealed),
+                    Some(sealed) => decrypt(&mut client, &sealed)
+                        .await
+                        .map(|found| if found == SEED { Answer::Opened } else { Answer::Wrong }),
+                };
+                let answer = answer.unwrap_or_else(|status| Answer::Failed(status.code()));
+                Call { began, ended: Instant::now(), answer }
+            });
+            while let Some(call) = running.try_join_next() {
+                calls.push(call.unwrap());
+            }
+        }
+        while let Some(call) = running.join_next().await {
+            calls.push(call.unwrap());
+        }
+        calls
     })
-    .await;
+}
+
+/// Lets the fault happen, and waits until it is over.
+async fn inject(site: &Site, number: usize, kind: &Kind) -> Fault {
+    let began = Instant::now();
+    if let Some(action) = &kind.action {
+        site.fault.always("*", action);
+        sleep(LASTS).await;
+        site.fault.clear();
+    } else {
+        until("a worker", async || worker(&site.plugin).is_some()).await;
+        signal(worker(&site.plugin).unwrap(), Signal::KILL);
+    }
+    Fault { kind: number, began, ended: Instant::now() }
 }

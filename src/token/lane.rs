@@ -144,8 +144,11 @@ impl Lane {
         let invalid = |error| std::io::Error::new(ErrorKind::InvalidData, error);
         while let Some(reply) = frames.take::<link::Reply>().map_err(invalid)? {
             let mut queue = self.queue();
-            let waiting = queue.waiting.pop_front();
             queue.progress = Some(Instant::now());
+            if let Some(link::reply::Outcome::GoesOn(_)) = reply.outcome {
+                continue;
+            }
+            let waiting = queue.waiting.pop_front();
             self.load.store(queue.waiting.len(), Ordering::Relaxed);
             drop(queue);
             match (waiting, reply.outcome) {

@@ -419,7 +419,7 @@ fn unexpected(outcome: &link::reply::Outcome) -> RequestError {
     let detail = match outcome {
         link::reply::Outcome::Sealed(_) => "the worker sealed where it was asked to open",
         link::reply::Outcome::Opened(_) => "the worker opened where it was asked to seal",
-        link::reply::Outcome::Failure(_) => "the worker failed without a class",
+        link::reply::Outcome::Failure(_) | link::reply::Outcome::GoesOn(_) => "the worker failed without a class",
     };
     RequestError::Failed(Failure { detail: detail.to_owned(), ..Failure::worker_lost() })
 }

@@ -110,6 +110,7 @@ impl SessionThread {
             Err(error) if opens || error.class() != Class::PinOrConfig => error,
             outcome => return outcome,
         };
+        self.go_on(request)?;
         let second = match first.class() {
             Class::Data | Class::PinOrConfig => first,
             _ => match self.try_work(request) {
@@ -117,19 +118,41 @@ impl SessionThread {
                 Err(error) => error,
             },
         };
+        self.go_on(request)?;
         // Return codes do not tell a corrupt blob from a sick token (SoftHSM2 and Kryoptic say CKR_GENERAL_ERROR for both).
         // If the KEK still opens its proof blob, the blob of the request is at fault.
         match (opens, self.prove_kek(request.kek)) {
             // Once more, since the proof may have opened because a passing fault had passed.
-            (true, Ok(())) => self.try_work(request).map_err(|_| Error::Call {
-                function: "C_Decrypt".to_owned(),
-                code: cryptoki_sys::CKR_ENCRYPTED_DATA_INVALID,
-                class: Class::Data,
-                poisoned: false,
-            }),
+            (true, Ok(())) => {
+                self.go_on(request)?;
+                self.try_work(request).map_err(|_| Error::Call {
+                    function: "C_Decrypt".to_owned(),
+                    code: cryptoki_sys::CKR_ENCRYPTED_DATA_INVALID,
+                    class: Class::Data,
+                    poisoned: false,
+                })
+            }
             (false, Ok(())) => Err(second),
             (_, Err(error)) => Err(error),
         }
+    }
+
+    /// Before a further attempt: tells the front that nothing hangs, unless the time of the request has passed meanwhile.
+    fn go_on(&mut self, request: &link::Request) -> Result<(), Error> {
+        if Duration::from_nanos(request.deadline) < now() {
+            return Err(Error::Call {
+                function: "C_Decrypt".to_owned(),
+                code: cryptoki_sys::CKR_FUNCTION_CANCELED,
+                class: Class::Busy,
+                poisoned: false,
+            });
+        }
+        let mut frame = Vec::new();
+        let outcome = Some(link::reply::Outcome::GoesOn(true));
+        wire::append(&link::Reply { id: request.id, outcome }, &mut frame);
+        // A front that is gone is noticed at the reply.
+        let _ = self.stream.write_all(&frame);
+        Ok(())
     }
 
     fn try_work(&mut self, request: &link::Request) -> Result<link::reply::Outcome, Error> {

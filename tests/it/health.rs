@@ -114,3 +114,28 @@ async fn a_start_that_fails_before_its_login_is_not_counted_as_one() {
     assert_eq!(decrypt(&mut client, &sealed).await.unwrap(), SEED);
     plugin.stop().await;
 }
+
+/// A corrupt blob on a slow HSM takes several attempts, each shorter than a hang, and all together longer than one.
+#[tokio::test]
+async fn a_corrupt_blob_on_a_slow_hsm_costs_no_worker() {
+    let token = TestToken::new();
+    let record = run_ceremony(&token, token.directory());
+    let mut config = Config::new(&token, &record, "plugin");
+    config.value["limits"] = json!({"deadline_ms": 2900});
+    let fault = FaultModule::new(&token, "fault");
+    fault.stand_in_front(&mut config.value["token"]);
+    let mut plugin = Plugin::start(&config).healthy().await;
+    let mut client = plugin.client().await;
+    let sealed = encrypt(&mut client).await.unwrap();
+    let mut corrupt = sealed.clone();
+    let mut bytes = corrupt.ciphertext.to_vec();
+    *bytes.last_mut().unwrap() ^= 1;
+    corrupt.ciphertext = bytes.into();
+    fault.always("C_Decrypt", &json!({"delay_ms": 600}));
+    let refused = decrypt(&mut client, &corrupt).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
+    assert_eq!(decrypt(&mut client, &sealed).await.unwrap(), SEED);
+    assert_eq!(plugin.log().matches("token ready").count(), 1, "{}", plugin.log());
+    assert!(!plugin.log().contains("has hung"), "{}", plugin.log());
+    plugin.stop().await;
+}

@@ -44,16 +44,14 @@ impl Flights {
                 }
                 Err(running) => running,
             };
+            METRICS.joined();
             let landed = timeout_at(deadline, running.wait_for(Option::is_some)).await;
             let Ok(landed) = landed else { return Err(RequestError::Deadline) };
             match landed.ok().and_then(|outcome| outcome.clone()) {
                 // The leader gave up before us: its caller went away, or had less time.
                 None | Some(Err(RequestError::Deadline)) if Instant::now() < deadline => {}
                 None => return Err(RequestError::Deadline),
-                Some(outcome) => {
-                    METRICS.joined();
-                    return outcome;
-                }
+                Some(outcome) => return outcome,
             }
         }
     }

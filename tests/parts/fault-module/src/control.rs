@@ -216,12 +216,16 @@ impl Loaded {
         counters.resize(self.control.rules.len(), 0);
         let before = counters[index];
         counters[index] += 1;
-        file.set_len(0)?;
+        // In one write of one length: another thread may be about to kill this process, and must not leave half a file behind.
+        let text = serde_json::to_string(&(&self.identity, &counters))?;
         file.rewind()?;
-        file.write_all(serde_json::to_string(&(&self.identity, &counters))?.as_bytes())?;
+        file.write_all(format!("{text:<COUNTERS$}").as_bytes())?;
         Ok(before)
     }
 }
+
+/// Bytes of the file with the counters, blanks included.
+const COUNTERS: usize = 1024;
 
 /// A test that is wrong must not look like a fault that was asked for.
 pub fn give_up(reason: &str) -> ! {

@@ -1,7 +1,7 @@
 //! The commands in the documents exist, with their flags.
 //!
-//! Looked at are the blocks marked `sh` or `console` in README.md and docs/*.md: there, every call of `hsm-kms` and of a
-//! script. A block without a mark is refused if it has one, since nothing would check it.
+//! Looked at are the blocks marked `sh` or `console` in README.md, docs/*.md and docs/runbooks/*.md: there, every call of `hsm-kms` and of a
+//! script. A block without a mark is refused if it has one, since nothing would check it. And the tests that a runbook names exist.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,6 +29,33 @@ fn commands_in_the_documents_exist() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(found > 0, "no command was found in any document");
+}
+
+#[test]
+fn tests_that_runbooks_name_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = 0;
+    for path in runbooks() {
+        let text = fs::read_to_string(&path).unwrap();
+        let Some((_, table)) = text.split_once("| statement | test |\n|---|---|\n") else { continue };
+        for name in table.lines().filter_map(|line| line.rsplit('|').nth(1)).flat_map(|cell| cell.split(',')) {
+            let name = name.trim().trim_matches('`');
+            let (module, test) = name.rsplit_once("::").unwrap_or_else(|| panic!("{name:?} is not module::test"));
+            // An integration test's module is a file of tests/it, a unit test's one of src.
+            let unit = module.trim_end_matches("::tests").replace("::", "/");
+            let files = [
+                format!("tests/it/{}.rs", module.replace("::", "/")),
+                format!("src/{unit}.rs"),
+                format!("src/{unit}/tests.rs"),
+            ];
+            let exists = files.iter().any(|file| {
+                fs::read_to_string(root.join(file)).is_ok_and(|source| source.contains(&format!("fn {test}(")))
+            });
+            assert!(exists, "{}: there is no test {name}", path.display());
+            found += 1;
+        }
+    }
+    assert!(found > 0, "no runbook names a test");
 }
 
 #[test]
@@ -74,8 +101,14 @@ fn documents() -> Vec<PathBuf> {
     let files = |folder: &Path| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
     let mut found = [files(root), files(&root.join("docs"))].concat();
     found.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    found.extend(runbooks());
     found.sort();
     found
+}
+
+fn runbooks() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/runbooks");
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
 /// A fenced block.

@@ -247,6 +247,28 @@ async fn failover(times: usize) -> Duration {
     slowest
 }
 
+/// A black hole: no code tells of it, so it is noticed later, and a start in it has to be given up.
+#[tokio::test]
+async fn an_hsm_that_answers_nothing_is_noticed_and_regained() {
+    let seconds = Duration::from_secs_f64;
+    let mut site = Site::new().await;
+    // Nobody calls. These calls never return, also when the HSM is back.
+    site.fault.always("*", &json!("hang_for_ever"));
+    let began = Instant::now();
+    until("the worker to be killed", async || site.plugin.log().contains("a PKCS#11 call has hung for 1200 ms")).await;
+    let killed =
+        Row { what: "an idle plugin kills the hung worker", found: began.elapsed(), aim: seconds(6.0), times: 1 };
+    until("Status to tell", async || site.health().await != "ok").await;
+    let told = Row { what: "Status tells of the hang, strict", found: began.elapsed(), aim: seconds(11.0), times: 1 };
+    // The start that runs now hangs for ever too.
+    let found = site.regain().await;
+    let regained = Row { what: "first good Decrypt after a black hole", found, aim: seconds(14.5), times: 1 };
+    let given_up = "token down: the worker did not start within 10 s";
+    assert!(site.plugin.log().contains(given_up), "{}", site.plugin.log());
+    print(&[killed, told, regained]);
+    site.plugin.stop().await;
+}
+
 /// Loss and return, again and again: no wrong answer, no stuck state, nothing left behind.
 #[tokio::test]
 async fn many_outages_leave_nothing_behind() {

@@ -36,8 +36,8 @@ fn tests_that_runbooks_name_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = 0;
     for path in runbooks() {
-        let text = fs::read_to_string(&path).unwrap();
-        let Some((_, table)) = text.split_once("| statement | test |\n|---|---|\n") else { continue };
+        let runbook = fs::read_to_string(&path).unwrap();
+        let Some((_, table)) = runbook.split_once("| statement | test |\n|---|---|\n") else { continue };
         for name in table.lines().filter_map(|line| line.rsplit('|').nth(1)).flat_map(|cell| cell.split(',')) {
             let name = name.trim().trim_matches('`');
             let (module, test) = name.rsplit_once("::").unwrap_or_else(|| panic!("{name:?} is not module::test"));

@@ -23,7 +23,7 @@ const DEADLINE: Duration = Duration::from_millis(2500);
 const AT_ONCE: Duration = Duration::from_millis(50);
 
 /// What the tests themselves may add to any time: six of them share two cores.
-fn room() -> Duration {
+pub fn room() -> Duration {
     on_this_machine(Duration::from_millis(400))
 }
 

@@ -26,6 +26,9 @@ const GRACE: Duration = Duration::from_secs(10);
 
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// Searches in a row that must find nothing, before a token that others use counts as cleared.
+const SEARCHES: usize = 3;
+
 /// Does what the parent asks for until it goes. `Err`: it was not started by a parent.
 pub fn run() -> Result<ExitCode, std::io::Error> {
     // It holds the PIN, and may crash: no core dump of it.
@@ -56,9 +59,11 @@ pub fn run() -> Result<ExitCode, std::io::Error> {
         }
     }
     // Whatever is left here was left by a parent that died.
-    if let Some(mut worker) = worker.filter(|worker| worker.bench.in_use) {
-        // As often as the time allows: a token in use by others may refuse once.
-        while !matches!(worker.bench.clear(), Ok(0)) {
+    if let Some(worker) = worker.filter(|worker| worker.bench.in_use) {
+        // As often as the time allows: a token in use by others may refuse once, or find nothing in a search or two.
+        let mut empty = 0;
+        while empty < SEARCHES {
+            empty = if matches!(worker.bench.clear(), Ok(0)) { empty + 1 } else { 0 };
             thread::sleep(PAUSE);
         }
     }
@@ -143,7 +148,11 @@ impl Worker {
             Step::Sessions => value(&sessions::run(bench)),
             Step::Speed(trial) => value(&speed::run(bench, trial)?),
             Step::Kek { trial, omit } => value(&kek::run(bench, trial, omit)?),
-            Step::CleanUp => value(&(bench.clear()?, bench.home()?.object_count().ok())),
+            Step::CleanUp => {
+                let left = bench.clear()?;
+                bench.in_use = left > 0;
+                value(&(left, bench.home()?.object_count().ok()))
+            }
         })
     }
 }

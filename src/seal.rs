@@ -134,7 +134,7 @@ impl SealForm {
     /// Whether seal, layout and length go together, and this release opens such blobs.
     pub fn is_consistent(self) -> bool {
         match (self.seal, self.iv_layout) {
-            (Seal::AesKwp | Seal::YubicoCcm, IvLayout::Inside) => self.iv_length == 0,
+            (Seal::AesGcm | Seal::AesKwp | Seal::YubicoCcm, IvLayout::Inside) => self.iv_length == 0,
             (Seal::AesGcm, IvLayout::Sent | IvLayout::Param | IvLayout::Suffix | IvLayout::Prefix) => {
                 matches!(self.iv_length, 12 | 16)
             }
@@ -146,6 +146,8 @@ impl SealForm {
     /// The shortest ciphertext of one byte of plaintext, in bytes, with tag and whatever else the seal adds.
     pub fn shortest_ciphertext(self) -> usize {
         match self.seal {
+            // The shortest IV that a module may have put into it.
+            Seal::AesGcm if self.iv_layout == IvLayout::Inside => 1 + 16 + 12,
             Seal::AesGcm => 1 + 16,
             // Key wrap: 32 bytes of context and one more, padded to 40, and 8. CBC: one block of 16, and a MAC of 32.
             Seal::AesKwp | Seal::AesCbcHmac => 48,

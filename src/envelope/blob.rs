@@ -261,8 +261,8 @@ mod tests {
 
     #[test]
     fn there_are_as_many_forms_as_documented() {
-        // GCM: four layouts with 12 or 16 bytes; key wrap; CCM; CBC.
-        assert_eq!(forms().len(), 4 * 2 + 1 + 1 + 1);
+        // GCM: four layouts with 12 or 16 bytes, and inside; key wrap; CCM; CBC.
+        assert_eq!(forms().len(), 4 * 2 + 1 + 1 + 1 + 1);
     }
 
     proptest! {

@@ -1,12 +1,17 @@
 //! AES-GCM: the context is the AAD (NIST SP 800-38D; PKCS#11 3.1, section 6.13.3). Who makes the IV, and where it is found,
 //! differs between modules.
 
+use std::ops::RangeInclusive;
+
 use zeroize::Zeroizing;
 
 use super::raw::{Mechanism, Message, Parameter, TAG_BYTES};
 use super::seal::{Sealed, random};
 use super::{Error, Key, Session};
 use crate::seal::{IvLayout, IvSend, SealCall, Sealing};
+
+/// Bytes of an IV that stays in the ciphertext.
+const IV_INSIDE: RangeInclusive<usize> = 12..=16;
 
 pub(super) fn seal(
     session: &Session,
@@ -58,8 +63,11 @@ pub(super) fn seal(
             let ciphertext = iv.split_off(length);
             Ok(Sealed { iv, ciphertext })
         }
-        // The blob would keep nothing to open it by.
-        IvLayout::Inside => Err(Error::SealUnsupported { form: sealing.form }),
+        IvLayout::Inside => {
+            let lengths = with_tag.saturating_add(*IV_INSIDE.start())..=with_tag.saturating_add(*IV_INSIDE.end());
+            let ciphertext = session.encrypt_to(key, mechanism, plaintext, lengths)?;
+            Ok(Sealed { iv: Vec::new(), ciphertext })
+        }
     }
 }
 
@@ -71,14 +79,21 @@ pub(super) fn open(
     context: &[u8],
     ciphertext: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, Error> {
+    // Only the module knows where in the ciphertext it is.
+    let is_inside = iv.is_empty();
     let mut iv = iv.to_vec();
     if sealing.call == SealCall::Message {
         let message = Message { mechanism: sealing.mechanism, iv: &mut iv, aad: context };
         return session.decrypt_message(key, message, ciphertext);
     }
     let mechanism = Mechanism { code: sealing.mechanism, parameter: Parameter::Gcm { iv: &mut iv, aad: context } };
-    let expected = ciphertext.len().saturating_sub(TAG_BYTES);
-    session.decrypt(key, mechanism, ciphertext, expected..=expected)
+    let without_tag = ciphertext.len().saturating_sub(TAG_BYTES);
+    let expected = if is_inside {
+        without_tag.saturating_sub(*IV_INSIDE.end())..=without_tag.saturating_sub(*IV_INSIDE.start())
+    } else {
+        without_tag..=without_tag
+    };
+    session.decrypt(key, mechanism, ciphertext, expected)
 }
 
 fn unexpected(what: &str) -> Error {

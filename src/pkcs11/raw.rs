@@ -164,17 +164,17 @@ impl Functions {
         call("C_GetSessionInfo", self.list.C_GetSessionInfo.map(|function| unsafe { function(session, &raw mut info) }))
     }
 
-    /// `C_EncryptInit` and `C_Encrypt`. Gives exactly `expected` bytes, or an error.
+    /// `C_EncryptInit` and `C_Encrypt`. Gives a number of bytes in `expected`, or an error.
     pub(crate) fn encrypt(
         &self,
         session: u64,
         key: u64,
         mechanism: Mechanism<'_>,
         plaintext: &[u8],
-        expected: usize,
+        expected: RangeInclusive<usize>,
     ) -> Result<Vec<u8>, CallFailed> {
         let functions = (("C_EncryptInit", self.list.C_EncryptInit), ("C_Encrypt", self.list.C_Encrypt));
-        let mut output = operate(functions, session, key, mechanism, plaintext, expected, expected..=expected)?;
+        let mut output = operate(functions, session, key, mechanism, plaintext, *expected.end(), expected)?;
         Ok(std::mem::take(&mut *output))
     }
 

@@ -54,6 +54,17 @@ impl Session {
         plaintext: &[u8],
         expected: usize,
     ) -> Result<Vec<u8>, Error> {
+        self.encrypt_to(key, mechanism, plaintext, expected..=expected)
+    }
+
+    /// As [`Session::encrypt`], where the module decides how much it adds.
+    pub(super) fn encrypt_to(
+        &self,
+        key: Key,
+        mechanism: Mechanism<'_>,
+        plaintext: &[u8],
+        expected: std::ops::RangeInclusive<usize>,
+    ) -> Result<Vec<u8>, Error> {
         self.functions()
             .encrypt(self.session.handle(), key.handle.handle(), mechanism, plaintext, expected)
             .map_err(|failed| self.module.call_error(failed))

@@ -171,14 +171,13 @@ fn check_iv(seal: Seal, iv: &file::Iv) -> Result<Sealing, Conflict> {
     let is_set = iv.send.is_some() || iv.found.is_some() || iv.bytes.is_some();
     let send = iv.send.unwrap_or(default.send);
     let found = iv.found.unwrap_or(default.form.iv_layout);
-    let bytes = iv.bytes.map_or(default.form.iv_length, |bytes| u8::try_from(bytes.0).unwrap_or(u8::MAX));
+    let length = if found == IvLayout::Inside { 0 } else { default.form.iv_length };
+    let bytes = iv.bytes.map_or(length, |bytes| u8::try_from(bytes.0).unwrap_or(u8::MAX));
     match (seal, send, found, bytes) {
+        (Seal::AesGcm, IvSend::Null, IvLayout::Inside, 0) => {}
         (Seal::AesGcm, _, IvLayout::Inside, _) => {
-            return conflict(
-                "seal.iv.found",
-                "aes-gcm needs an IV to open again",
-                "set it to sent, param, suffix or prefix",
-            );
+            let problem = "an IV that stays in the ciphertext is neither sent nor known";
+            return conflict("seal.iv", problem, "set it to { send: none, found: inside }, without bytes");
         }
         (Seal::AesGcm, IvSend::Zeros | IvSend::Null, IvLayout::Sent, _) => {
             let problem = "the IV that was sent is kept, so it must be random: the same IV twice breaks AES-GCM";

@@ -205,7 +205,7 @@ fn a_variant_lies_over_the_file() {
 fn a_conflict_in_a_variant_is_found_where_it_stands() {
     let error = error_after(TWO, "found: suffix", "found: inside");
     let text = error.to_string();
-    assert!(text.contains("line 12, column 25: `variants.a.seal.iv.found`: aes-gcm needs an IV"), "{text}");
+    assert!(text.contains("line 12, column 7: `variants.a.seal.iv`: an IV that stays in the ciphertext"), "{text}");
     let error = error_after(TWO, "mechanism: aes-gcm", "mechanism: aes-gcm\n  aad: plaintext");
     assert!(error.to_string().contains("line 8, column 3: `seal.aad`: the mechanism takes the context"), "{error}");
 }
@@ -234,7 +234,7 @@ fn contradictions_are_refused_with_field_line_and_hint() {
         (iv, "  iv: { send: none }", "line 6, column 3: `seal.iv.found`: the IV that was sent is kept, so it must be"),
         (iv, "  iv: { send: zeros }", "`seal.iv.found`: the IV that was sent is kept, so it must be random"),
         (iv, "  iv: { send: none, found: param }", "`seal.iv.send`: the module cannot write its IV"),
-        (iv, "  iv: { found: inside }", "`seal.iv.found`: aes-gcm needs an IV to open again"),
+        (iv, "  iv: { found: inside }", "`seal.iv`: an IV that stays in the ciphertext is neither sent nor known"),
         (iv, "  iv: { send: none, found: suffix, bytes: 0 }", "`seal.iv.bytes`: an IV of aes-gcm has 12 or 16"),
         (iv, "  iv: { send: zeros, found: prefix, bytes: 13 }", "`seal.iv.bytes`: an IV of aes-gcm has 12 or 16"),
         (iv, "  aad: plaintext", "line 6, column 3: `seal.aad`: the mechanism takes the context as AAD"),

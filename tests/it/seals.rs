@@ -121,6 +121,12 @@ async fn an_iv_behind_the_tag_beside_one_that_is_sent_as_old_protectserver() {
     imitated("protectserver-old", "send: random, found: suffix, bytes: 12", IvLayout::Suffix, 12).await;
 }
 
+/// The module takes its own output back whole: the blob has no IV of its own.
+#[tokio::test]
+async fn an_iv_that_stays_in_the_ciphertext() {
+    imitated("inside", "send: none, found: inside", IvLayout::Inside, 0).await;
+}
+
 #[tokio::test]
 async fn an_iv_of_16_bytes_that_is_sent() {
     let token = TestToken::new();

@@ -72,6 +72,7 @@ fn standard() -> impl Iterator<Item = Sealing> {
         gcm(IvSend::Null, IvLayout::Prefix, 12),
         gcm(IvSend::Null, IvLayout::Prefix, 16),
         gcm(IvSend::Random, IvLayout::Suffix, 12),
+        gcm(IvSend::Null, IvLayout::Inside, 0),
         Sealing { call: SealCall::Message, ..gcm(IvSend::Zeros, IvLayout::Param, 12) },
         wrap(sys::CKM_AES_KEY_WRAP_KWP, SealCall::Encrypt),
         wrap(sys::CKM_AES_KEY_WRAP_KWP, SealCall::Wrap),

@@ -179,6 +179,7 @@ fn the_iv_layouts_of_vendors_are_found() {
         ("luna-fips", &["aes-gcm/none-suffix-16"][..]),
         ("suffix", &["aes-gcm/none-suffix-12"]),
         ("prefix", &["aes-gcm/none-prefix-12"]),
+        ("inside", &["aes-gcm/none-inside-0"]),
         ("param", &["aes-gcm/zeros-param-12", "aes-gcm/zeros-param-16"]),
         ("protectserver", &["aes-gcm/zeros-param-12", "aes-gcm/zeros-param-16"]),
         ("protectserver-old", &["aes-gcm/random-suffix-12"]),

@@ -31,7 +31,7 @@ pub(super) fn make(plan: &Plan, login: &Session, watcher: Watcher<'_>) -> Result
     }
     watcher(Progress::Begins("check that the label is free"));
     for template in keys.all_mut() {
-        let count = login.objects_with_label(&template.label)?;
+        let count = login.labelled(&template.label)?.len();
         if count > 0 {
             return Err(CeremonyError::LabelTaken { label: template.label.clone(), count });
         }

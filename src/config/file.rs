@@ -111,16 +111,8 @@ impl File {
         let FileLimits { queue, sessions, deadline_ms } = limits;
         let FileLog { format, level } = log;
         let sessions = sessions.unwrap_or(if profile.sessions.serial { 1 } else { DEFAULT_SESSIONS });
-        // One session more: the login is kept on a session of its own.
-        if let Some(max) = profile.sessions.max.filter(|max| sessions + 1 > *max) {
-            return Err(Fault::Rule {
-                field: "limits.sessions",
-                problem: format!(
-                    "an HSM of profile {} has {max} sessions, one of them for the login",
-                    profile.full_name()
-                ),
-                hint: format!("set it to at most {}", max - 1),
-            });
+        if let Some((problem, most)) = too_many_sessions(&profile, sessions) {
+            return Err(Fault::Rule { field: "limits.sessions", problem, hint: format!("set it to at most {most}") });
         }
         let token = token.check(profile)?;
         if standby.len() >= MAX_TOKENS {
@@ -155,9 +147,8 @@ impl File {
 impl FileStandby {
     fn check(self, profile: Profile, first: &Token, sessions: u64) -> Result<Standby, Fault> {
         let name = profile.full_name();
-        if let Some(max) = profile.sessions.max.filter(|max| sessions + 1 > *max) {
-            let problem = format!("an HSM of profile {name} has {max} sessions, one of them for the login");
-            return Err(standby_fault(problem, format!("set limits.sessions to at most {}", max - 1)));
+        if let Some((problem, most)) = too_many_sessions(&profile, sessions) {
+            return Err(standby_fault(problem, format!("set limits.sessions to at most {most}")));
         }
         let token = self.token.check(profile).map_err(|fault| match fault {
             Fault::Rule { field, problem, hint } => standby_fault(format!("`{field}`: {problem}"), hint),
@@ -172,6 +163,13 @@ impl FileStandby {
         }
         Ok(Standby { token, serial: self.serial })
     }
+}
+
+/// What is wrong if the HSM has fewer sessions than are wanted, and how many it can give.
+fn too_many_sessions(profile: &Profile, sessions: u64) -> Option<(String, u64)> {
+    // One session more: the login is kept on a session of its own.
+    let max = profile.sessions.max.filter(|max| sessions + 1 > *max)?;
+    Some((format!("an HSM of profile {} has {max} sessions, one of them for the login", profile.full_name()), max - 1))
 }
 
 fn standby_fault(problem: String, hint: String) -> Fault {

@@ -111,14 +111,12 @@ impl Session {
 
     /// All objects with this label.
     pub fn labelled(&self, label: &str) -> Result<Vec<Key>, Error> {
-        let found = self.session.find_objects(&[Attribute::Label(label.as_bytes().to_vec())]);
-        let found = found.map_err(|error| self.module.error(error))?;
-        Ok(found.into_iter().map(|handle| Key { handle }).collect())
+        self.find(&[Attribute::Label(label.as_bytes().to_vec())])
     }
 
     /// How many objects the user sees, of any sort.
     pub fn object_count(&self) -> Result<usize, Error> {
-        self.session.find_objects(&[]).map(|found| found.len()).map_err(|error| self.module.error(error))
+        self.find(&[]).map(|found| found.len())
     }
 
     /// The size that the module asks for before it encrypts. Leaves an operation open: close the session.

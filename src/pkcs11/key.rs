@@ -55,20 +55,10 @@ impl Session {
         self.find(&template)
     }
 
-    /// All objects of any class with this label.
-    pub fn objects_with_label(&self, label: &str) -> Result<usize, Error> {
-        Ok(self.find(&[Attribute::Label(label.as_bytes().to_vec())])?.len())
-    }
-
     /// The one secret key with this label, whatever its id.
     pub fn key_with_label(&self, label: &str) -> Result<Key, Error> {
         let template = [Attribute::Class(ObjectClass::SECRET_KEY), Attribute::Label(label.as_bytes().to_vec())];
-        let id = || "(any)".to_owned();
-        match self.find(&template)?.as_slice() {
-            [] => Err(Error::KekAbsent { label: label.to_owned(), id: id() }),
-            [key] => Ok(*key),
-            keys => Err(Error::KekTwice { label: label.to_owned(), id: id(), count: keys.len() }),
-        }
+        the_one(&self.find(&template)?, label, || "(any)".to_owned())
     }
 
     /// `CKA_ID` of the key, empty where it has none.
@@ -83,13 +73,7 @@ impl Session {
 
     /// The one key with this label and id.
     pub fn key(&self, label: &str, id: &[u8]) -> Result<Key, Error> {
-        let keys = self.keys(label, id)?;
-        let hex = || data_encoding::HEXLOWER.encode(id);
-        match keys.as_slice() {
-            [] => Err(Error::KekAbsent { label: label.to_owned(), id: hex() }),
-            [key] => Ok(*key),
-            _ => Err(Error::KekTwice { label: label.to_owned(), id: hex(), count: keys.len() }),
-        }
+        the_one(&self.keys(label, id)?, label, || data_encoding::HEXLOWER.encode(id))
     }
 
     /// Reads every audited attribute of the key, one at a time: one that a module cannot answer spoils a common query.
@@ -154,7 +138,7 @@ impl Session {
             .map_err(|error| self.module.error(error))
     }
 
-    fn find(&self, template: &[Attribute]) -> Result<Vec<Key>, Error> {
+    pub(super) fn find(&self, template: &[Attribute]) -> Result<Vec<Key>, Error> {
         let handles = self.session.find_objects(template).map_err(|error| self.module.error(error))?;
         Ok(handles.into_iter().map(|handle| Key { handle }).collect())
     }
@@ -228,6 +212,15 @@ impl KeyTemplate {
 
     fn may(&self, right: AttributeName) -> bool {
         self.purpose.rights().contains(&right)
+    }
+}
+
+/// The key, if it is the only one found.
+fn the_one(keys: &[Key], label: &str, id: impl FnOnce() -> String) -> Result<Key, Error> {
+    match keys {
+        [] => Err(Error::KekAbsent { label: label.to_owned(), id: id() }),
+        [key] => Ok(*key),
+        _ => Err(Error::KekTwice { label: label.to_owned(), id: id(), count: keys.len() }),
     }
 }
 

@@ -226,11 +226,7 @@ impl Token {
     /// Whether the token has the mechanism with all of these `CKF_...` flags. Asks for the one mechanism, not for the list:
     /// cryptoki drops from the list what it has no name for.
     pub fn has_mechanism(&self, mechanism: u64, flags: u64) -> Result<bool, Error> {
-        match self.module.inner.functions.mechanism_flags(self.slot.id(), mechanism) {
-            Ok(found) => Ok(found & flags == flags),
-            Err(failed) if failed.code == sys::CKR_MECHANISM_INVALID => Ok(false),
-            Err(failed) => Err(self.module.call_error(failed)),
-        }
+        Ok(self.mechanism(mechanism)?.is_some_and(|info| info.flags & flags == flags))
     }
 
     /// Opens a session and logs the user in, once. The login holds for all sessions while this one stays open.

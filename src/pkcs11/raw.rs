@@ -23,9 +23,8 @@ use std::sync::OnceLock;
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags};
 use cryptoki_sys::{
-    CK_BYTE, CK_FUNCTION_LIST, CK_FUNCTION_LIST_3_0, CK_GCM_PARAMS, CK_INFO, CK_MECHANISM, CK_MECHANISM_INFO,
-    CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SESSION_INFO, CK_TOKEN_INFO, CK_ULONG, CK_VOID_PTR,
-    CKR_FUNCTION_NOT_SUPPORTED, CKR_OK,
+    CK_BYTE, CK_FUNCTION_LIST, CK_FUNCTION_LIST_3_0, CK_GCM_PARAMS, CK_INFO, CK_MECHANISM, CK_OBJECT_HANDLE, CK_RV,
+    CK_SESSION_HANDLE, CK_SESSION_INFO, CK_TOKEN_INFO, CK_ULONG, CK_VOID_PTR, CKR_FUNCTION_NOT_SUPPORTED, CKR_OK,
 };
 use zeroize::{Zeroize, Zeroizing};
 
@@ -141,15 +140,6 @@ impl Functions {
         })
     }
 
-    /// `C_GetMechanismInfo`: the flags of a mechanism.
-    pub(crate) fn mechanism_flags(&self, slot: u64, mechanism: u64) -> Result<u64, CallFailed> {
-        let mut info = CK_MECHANISM_INFO::default();
-        // SAFETY: `info` is a valid CK_MECHANISM_INFO to write to.
-        let code = self.list.C_GetMechanismInfo.map(|function| unsafe { function(slot, mechanism, &raw mut info) });
-        call("C_GetMechanismInfo", code)?;
-        Ok(info.flags)
-    }
-
     /// `C_Login` with a user type of any number (PKCS#11 3.1, section 5.6.9: vendors have their own).
     pub(crate) fn login(&self, session: u64, user: u64, pin: &[u8]) -> Result<(), CallFailed> {
         let (text, length) = (pin.as_ptr().cast_mut(), pin.len() as CK_ULONG);
@@ -173,8 +163,7 @@ impl Functions {
         plaintext: &[u8],
         expected: RangeInclusive<usize>,
     ) -> Result<Vec<u8>, CallFailed> {
-        let functions = (("C_EncryptInit", self.list.C_EncryptInit), ("C_Encrypt", self.list.C_Encrypt));
-        let mut output = operate(functions, session, key, mechanism, plaintext, *expected.end(), expected)?;
+        let mut output = operate(self.encryption(), session, key, mechanism, plaintext, *expected.end(), expected)?;
         Ok(std::mem::take(&mut *output))
     }
 
@@ -187,9 +176,16 @@ impl Functions {
         ciphertext: &[u8],
         expected: RangeInclusive<usize>,
     ) -> Result<Zeroizing<Vec<u8>>, CallFailed> {
-        let functions = (("C_DecryptInit", self.list.C_DecryptInit), ("C_Decrypt", self.list.C_Decrypt));
         // SoftHSM2 and NSS want room for the tag, too.
-        operate(functions, session, key, mechanism, ciphertext, ciphertext.len(), expected)
+        operate(self.decryption(), session, key, mechanism, ciphertext, ciphertext.len(), expected)
+    }
+
+    fn encryption(&self) -> Operation {
+        (("C_EncryptInit", self.list.C_EncryptInit), ("C_Encrypt", self.list.C_Encrypt))
+    }
+
+    fn decryption(&self) -> Operation {
+        (("C_DecryptInit", self.list.C_DecryptInit), ("C_Decrypt", self.list.C_Decrypt))
     }
 
     /// `C_SignInit` and `C_Sign`. Gives exactly `expected` bytes, or an error.
@@ -219,9 +215,12 @@ type Init = Option<unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_MECHANISM, CK
 type Finish =
     Option<unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_BYTE, CK_ULONG, *mut CK_BYTE, *mut CK_ULONG) -> CK_RV>;
 
+/// The two calls of an operation in one part, by name.
+type Operation = ((&'static str, Init), (&'static str, Finish));
+
 /// One operation in one part: two calls, one buffer sized by us, told to have `room` bytes.
 fn operate(
-    (init, finish): ((&'static str, Init), (&'static str, Finish)),
+    (init, finish): Operation,
     session: u64,
     key: u64,
     mechanism: Mechanism<'_>,

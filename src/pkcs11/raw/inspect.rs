@@ -9,7 +9,7 @@ use cryptoki_sys::{
 };
 use zeroize::Zeroizing;
 
-use super::{CallFailed, Finish, Functions, Init, Mechanism, SLACK, call, operate, text};
+use super::{CallFailed, Finish, Functions, Init, Mechanism, Operation, SLACK, call, operate, text};
 
 /// What `C_GetMechanismInfo` says.
 #[derive(Clone, Copy, Debug)]
@@ -113,8 +113,7 @@ impl Functions {
         mechanism: Mechanism<'_>,
         plaintext: &[u8],
     ) -> Result<u64, CallFailed> {
-        let functions = (("C_EncryptInit", self.list.C_EncryptInit), ("C_Encrypt", self.list.C_Encrypt));
-        size(functions, session, key, mechanism, plaintext)
+        size(self.encryption(), session, key, mechanism, plaintext)
     }
 
     /// The size that `C_Decrypt` asks for. The operation stays open: the session must be closed.
@@ -125,8 +124,7 @@ impl Functions {
         mechanism: Mechanism<'_>,
         ciphertext: &[u8],
     ) -> Result<u64, CallFailed> {
-        let functions = (("C_DecryptInit", self.list.C_DecryptInit), ("C_Decrypt", self.list.C_Decrypt));
-        size(functions, session, key, mechanism, ciphertext)
+        size(self.decryption(), session, key, mechanism, ciphertext)
     }
 
     /// `C_Encrypt` into one byte, and then into enough.
@@ -137,7 +135,7 @@ impl Functions {
         mechanism: Mechanism<'_>,
         plaintext: &[u8],
     ) -> Result<TooSmall, CallFailed> {
-        let functions = (("C_EncryptInit", self.list.C_EncryptInit), ("C_Encrypt", self.list.C_Encrypt));
+        let functions = self.encryption();
         begin(functions.0, session, key, mechanism, || {
             let mut output = vec![0_u8; OUTPUT];
             let mut finish = |room: CK_ULONG| {
@@ -156,8 +154,7 @@ impl Functions {
         mechanism: Mechanism<'_>,
         plaintext: &[u8],
     ) -> Result<Vec<u8>, CallFailed> {
-        let functions = (("C_EncryptInit", self.list.C_EncryptInit), ("C_Encrypt", self.list.C_Encrypt));
-        let output = operate(functions, session, key, mechanism, plaintext, OUTPUT, 0..=OUTPUT);
+        let output = operate(self.encryption(), session, key, mechanism, plaintext, OUTPUT, 0..=OUTPUT);
         output.map(|mut output| std::mem::take(&mut *output))
     }
 
@@ -169,14 +166,13 @@ impl Functions {
         mechanism: Mechanism<'_>,
         ciphertext: &[u8],
     ) -> Result<usize, CallFailed> {
-        let functions = (("C_DecryptInit", self.list.C_DecryptInit), ("C_Decrypt", self.list.C_Decrypt));
-        operate(functions, session, key, mechanism, ciphertext, OUTPUT, 0..=OUTPUT).map(|output| output.len())
+        operate(self.decryption(), session, key, mechanism, ciphertext, OUTPUT, 0..=OUTPUT).map(|output| output.len())
     }
 }
 
 /// The answer to an output that is NULL.
 fn size(
-    functions: ((&'static str, Init), (&'static str, Finish)),
+    functions: Operation,
     session: u64,
     key: u64,
     mechanism: Mechanism<'_>,

@@ -219,7 +219,7 @@ pub fn run(plan: &Plan, watcher: Watcher<'_>) -> Result<Outcome, CeremonyError> 
     let outcome = prove(plan, &token, &keys, watcher).and_then(|proved| {
         let Proved { ceremony, kek, mac_key, proofs, refusals, deviations } = proved;
         let record = KekRecord::new(
-            Kind::Rehearsal,
+            Kind::Trial,
             ceremony,
             plan.cluster.clone(),
             profile.full_name(),
@@ -229,6 +229,7 @@ pub fn run(plan: &Plan, watcher: Watcher<'_>) -> Result<Outcome, CeremonyError> 
             mac_key,
             proofs,
             deviations,
+            None,
         );
         watcher(Progress::Begins("write the record"));
         write_new(&path, record.to_json()?.as_bytes())?;

@@ -69,7 +69,7 @@ impl Plan {
     pub fn load(path: &Path) -> Result<Self, PlanError> {
         let fault = |fault| FileError::new(WHAT, Some(path), fault);
         let file: File = strict::read(path).and_then(|bytes| strict::yaml(&bytes, VERSION)).map_err(fault)?;
-        let File { _version, kind: PlanKind::Rehearsal, cluster, token, kek, output } = file;
+        let File { _version, kind: PlanKind::Trial, cluster, token, kek, output } = file;
         let profile = token.profile().map_err(|error| PlanError::Profile { path: path.to_owned(), error })?;
         let token = token.check(profile).map_err(fault)?;
         kek.check_permit(&token.sealing).map_err(fault)?;
@@ -109,11 +109,11 @@ struct File {
     output: AbsolutePath,
 }
 
-/// What a ceremony is for. This release runs unattended ceremonies only, and those are rehearsals.
+/// What a ceremony is for. This release runs unattended ceremonies only, and those are trials.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum PlanKind {
-    Rehearsal,
+    Trial,
 }
 
 fn label<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

@@ -23,7 +23,7 @@ pub(super) struct CeremonyArgs {
 
 #[derive(Debug, Subcommand)]
 enum CeremonyCommand {
-    /// Run a plan, unattended: the record is marked as a rehearsal
+    /// Run a plan, unattended: the record is marked as a trial
     Run {
         /// The plan: the only input (docs/ceremony.md)
         #[arg(long, value_name = "FILE")]
@@ -176,7 +176,7 @@ fn print_table(outcome: &Outcome) -> Result<(), CliError> {
     };
     print(&format!(
         "\n{tables}\n{deviations}\n\
-         REHEARSAL: nobody witnessed this KEK; it is for trials.\n\
+         TRIAL: nobody witnessed this KEK; do not protect a real cluster with it.\n\
          key_id   {}\n         {}\n\
          record   {}\n",
         key_id.as_str(),

@@ -20,7 +20,7 @@ use crate::kms::proto::key_management_service_server::KeyManagementServiceServer
 use crate::kms::service::{MAX_MESSAGE_BYTES, Service};
 use crate::kms::socket::{self, Listener};
 use crate::observe::log;
-use crate::record::{KekRecord, Kind, TokenKey};
+use crate::record::{KekRecord, Kind, Recovery, TokenKey};
 use crate::token::{Tokens, WorkerSpec};
 use crate::wire::link;
 
@@ -198,13 +198,30 @@ fn read_record(config: &Config) -> Result<KekRecord, CliError> {
         );
         return Err(refuse(why, "set token.profile to that of the ceremony".to_owned()));
     }
-    if record.kind == Kind::Rehearsal {
-        if !config.kek.allow_rehearsal {
-            let why = "the KEK was made unattended, in a rehearsal".to_owned();
-            let hint = "hold a ceremony with witnesses, or set kek.allow_rehearsal: true on a test cluster".to_owned();
+    match (record.kind, record.recovery) {
+        (Kind::Production, Recovery::Copies) => {}
+        (Kind::Production, Recovery::None) if config.kek.accept_data_loss => {
+            tracing::warn!("no copy of the KEK was proved: if this token is lost, every secret in etcd is");
+        }
+        (Kind::Production, Recovery::None) => {
+            let why = "the ceremony proved no copies of the KEK, so without this one token nothing opens".to_owned();
+            let hint = "hold a ceremony that proves two copies; or set kek.accept_data_loss: true, and know that the loss of this \
+                        token is then the loss of every secret in etcd, in backups too"
+                .to_owned();
             return Err(refuse(why, hint));
         }
-        tracing::warn!("REHEARSAL KEK: nobody witnessed how it was made; do not protect a real cluster with it");
+        (Kind::Rehearsal, _) => {
+            let why = "the KEK was made in a rehearsal, on a token that is thrown away".to_owned();
+            return Err(refuse(why, "hold the ceremony itself, and use its record".to_owned()));
+        }
+        (Kind::Trial, _) if config.kek.allow_trial => {
+            tracing::warn!("TRIAL KEK: nobody witnessed how it was made; do not protect a real cluster with it");
+        }
+        (Kind::Trial, _) => {
+            let why = "the KEK was made unattended, as a trial".to_owned();
+            let hint = "hold a ceremony with witnesses, or set kek.allow_trial: true on a test cluster".to_owned();
+            return Err(refuse(why, hint));
+        }
     }
     Ok(record)
 }

@@ -63,7 +63,9 @@ pub(super) struct FileStandby {
 struct FileKek {
     record: AbsolutePath,
     #[serde(default)]
-    allow_rehearsal: bool,
+    allow_trial: bool,
+    #[serde(default)]
+    accept_data_loss: bool,
 }
 
 #[derive(Deserialize)]
@@ -107,7 +109,7 @@ impl File {
     pub(super) fn check(self, profile: Profile, standby_profiles: Vec<Profile>) -> Result<Config, Fault> {
         let Self { _version: _, cluster, socket, token, standby, kek, health, endpoints, limits, log } = self;
         let FileSocket { path, mode } = socket;
-        let FileKek { record, allow_rehearsal } = kek;
+        let FileKek { record, allow_trial, accept_data_loss } = kek;
         let FileLimits { queue, sessions, deadline_ms } = limits;
         let FileLog { format, level } = log;
         let sessions = sessions.unwrap_or(if profile.sessions.serial { 1 } else { DEFAULT_SESSIONS });
@@ -133,7 +135,7 @@ impl File {
             standby,
             health,
             endpoints,
-            kek: Kek { record: record.0, allow_rehearsal },
+            kek: Kek { record: record.0, allow_trial, accept_data_loss },
             limits: Limits {
                 queue: small(queue),
                 sessions: small(sessions),

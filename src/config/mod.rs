@@ -76,7 +76,9 @@ pub struct Kek {
     /// Absolute path of its record.
     pub record: PathBuf,
     /// Whether a KEK made unattended is served.
-    pub allow_rehearsal: bool,
+    pub allow_trial: bool,
+    /// Whether a witnessed KEK is served whose ceremony proved no copies.
+    pub accept_data_loss: bool,
 }
 
 /// Limits of the front process.

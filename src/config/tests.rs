@@ -96,7 +96,7 @@ fn faults_are_named_with_field_and_line() {
             "line 17, column 13: `limits.sessions`: expected a whole number from 1 to 64",
         ),
         ("sessions: 2", "sessions: -4", "`limits.sessions`: expected a whole number from 1 to 64, found integer"),
-        ("allow_rehearsal: false", "allow_rehearsal: no", "`kek.allow_rehearsal`: expected a boolean, found string"),
+        ("allow_trial: false", "allow_trial: no", "`kek.allow_trial`: expected a boolean, found string"),
         ("format: text", "format: xml", "`log.format`: expected `json` or `text`"),
         ("level: info", "level: loud", "`log.level`: expected one of `debug`, `error`"),
         ("  queue: 256", "\tqueue: 256", "tab at line 18: YAML wants spaces"),
@@ -315,7 +315,7 @@ fn documented_defaults_are_the_code_s() {
             defaults += 1;
         }
     }
-    assert_eq!(defaults, 11);
+    assert_eq!(defaults, 12);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The KEK record, `kek-record.json`: which key this is and what was proved about it. Public; docs/formats.md has the format.
 
 mod text;
+mod witnessed;
 
 use std::path::Path;
 
@@ -8,6 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use self::text::ProofBlob;
 pub use self::text::{CeremonyId, CkaId, Sha256Digest, UtcTime};
+use self::witnessed::COPIES_TO_RECOVER;
+pub use self::witnessed::{Origin, Participant, Role, TokenCopy, Witnessed};
 use crate::attributes::Attributes;
 use crate::cluster::Cluster;
 use crate::envelope::Blob;
@@ -45,6 +48,9 @@ pub struct KekRecord {
     pub deviations: Vec<String>,
     /// How seeds can be opened when the KEK is lost.
     pub recovery: Recovery,
+    /// How the ceremony went; there exactly where people held it, so not in a trial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witnessed: Option<Witnessed>,
 }
 
 /// Whether the KEK may protect a real cluster.
@@ -53,8 +59,10 @@ pub struct KekRecord {
 pub enum Kind {
     /// Made before custodians and witnesses.
     Production,
-    /// Made unattended, for trials: served only where the configuration allows it.
+    /// Made by the same people on a throw-away token, to learn the plan: never served.
     Rehearsal,
+    /// Made unattended: served only where the configuration allows it.
+    Trial,
 }
 
 /// When and by what a KEK was made.
@@ -134,6 +142,8 @@ pub struct Proof {
 pub enum Recovery {
     /// Not at all.
     None,
+    /// From one of at least two further tokens that proved to hold the KEK.
+    Copies,
 }
 
 impl KekRecord {
@@ -150,9 +160,24 @@ impl KekRecord {
         mac_key: Option<TokenKey>,
         proofs: Vec<Proof>,
         deviations: Vec<String>,
+        witnessed: Option<Witnessed>,
     ) -> Self {
-        let (version, recovery) = (VERSION, Recovery::None);
-        Self { version, kind, ceremony, cluster, profile, module, token, kek, mac_key, proofs, deviations, recovery }
+        let (version, recovery) = (VERSION, recovery(witnessed.as_ref()));
+        Self {
+            version,
+            kind,
+            ceremony,
+            cluster,
+            profile,
+            module,
+            token,
+            kek,
+            mac_key,
+            proofs,
+            deviations,
+            recovery,
+            witnessed,
+        }
     }
 
     /// Reads a record strictly: unknown and duplicate keys are refused.
@@ -193,18 +218,40 @@ impl Proof {
     }
 }
 
-/// There is a MAC key exactly where the proofs were sealed with one.
+/// What no single field can say: which of them go together.
 fn checked(bytes: &[u8]) -> Result<KekRecord, Fault> {
     let record: KekRecord = strict::json(bytes, VERSION)?;
-    let has_mac = record.mac_key.is_some();
-    if record.proofs.iter().all(|proof| (proof.blob().form().seal == Seal::AesCbcHmac) == has_mac) {
-        return Ok(record);
-    }
-    Err(Fault::Rule {
-        field: "mac_key",
-        problem: "it stands exactly in the records whose proofs are sealed with aes-cbc-hmac".to_owned(),
+    let rule = |field, problem: &str| Fault::Rule {
+        field,
+        problem: problem.to_owned(),
         hint: "restore the record as the ceremony wrote it".to_owned(),
-    })
+    };
+    let has_mac = record.mac_key.is_some();
+    if record.proofs.iter().any(|proof| (proof.blob().form().seal == Seal::AesCbcHmac) != has_mac) {
+        return Err(rule("mac_key", "it stands exactly in the records whose proofs are sealed with aes-cbc-hmac"));
+    }
+    if record.witnessed.is_some() == (record.kind == Kind::Trial) {
+        return Err(rule("witnessed", "it stands exactly in the records of kind production or rehearsal"));
+    }
+    if record.recovery != recovery(record.witnessed.as_ref()) {
+        return Err(rule("recovery", "it is `copies` exactly where witnessed.copies lists at least two tokens"));
+    }
+    let copies = record.witnessed.iter().flat_map(|witnessed| &witnessed.copies);
+    let mut tokens: Vec<_> = copies.map(|copy| (&copy.serial, &copy.library)).collect();
+    tokens.push((&record.token.serial, &record.module.library));
+    let count = tokens.len();
+    tokens.sort_unstable();
+    tokens.dedup();
+    if tokens.len() != count {
+        return Err(rule("witnessed.copies", "each is another token, and none is the token that made the KEK"));
+    }
+    Ok(record)
+}
+
+/// What the proved copies are worth.
+fn recovery(witnessed: Option<&Witnessed>) -> Recovery {
+    let copies = witnessed.map_or(0, |witnessed| witnessed.copies.len());
+    if copies >= COPIES_TO_RECOVER { Recovery::Copies } else { Recovery::None }
 }
 
 fn proofs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Proof>, D::Error> {
@@ -232,7 +279,7 @@ mod tests {
     fn record() -> KekRecord {
         let blob = Blob::new(SealForm::AES_GCM_SENT, &[1; 12], &[2; 48]).unwrap();
         KekRecord::new(
-            Kind::Rehearsal,
+            Kind::Trial,
             Ceremony {
                 id: CeremonyId::new([0xab; 16]),
                 time: "2026-01-31T12:00:00Z".parse().unwrap(),
@@ -265,7 +312,52 @@ mod tests {
             None,
             vec![Proof::new(blob, [5; 32])],
             vec!["CKA_COPYABLE is unavailable on this module".to_owned()],
+            None,
         )
+    }
+
+    fn witnessed() -> Witnessed {
+        let copy = |serial: &str| TokenCopy { serial: serial.to_owned(), library: "SoftHSM".to_owned() };
+        Witnessed {
+            plan_sha256: Sha256Digest([6; 32]),
+            transcript_head: Sha256Digest([7; 32]),
+            origin: Origin::Generated,
+            people: vec![Participant { name: "Ada Lovelace".to_owned(), role: Role::Administrator }],
+            copies: vec![copy("01"), copy("02")],
+            exceptions: Vec::new(),
+            previous_record_sha256: None,
+        }
+    }
+
+    fn with(witnessed: Witnessed) -> KekRecord {
+        let KekRecord { ceremony, cluster, profile, module, token, kek, mac_key, proofs, deviations, .. } = record();
+        let (kind, witnessed) = (Kind::Production, Some(witnessed));
+        KekRecord::new(kind, ceremony, cluster, profile, module, token, kek, mac_key, proofs, deviations, witnessed)
+    }
+
+    #[test]
+    fn two_copies_are_a_recovery_and_one_is_none() {
+        let two = with(witnessed());
+        assert_eq!(two.recovery, Recovery::Copies);
+        assert_eq!(KekRecord::parse(two.to_json().unwrap().as_bytes()).unwrap(), two);
+        let mut one = witnessed();
+        one.copies.truncate(1);
+        assert_eq!(with(one).recovery, Recovery::None);
+        let edits: [fn(&mut KekRecord); 5] = [
+            |edited| edited.recovery = Recovery::None,
+            |edited| edited.kind = Kind::Trial,
+            |edited| edited.witnessed.as_mut().unwrap().people.clear(),
+            |edited| edited.witnessed.as_mut().unwrap().copies[1].serial = "01".to_owned(),
+            |edited| {
+                let copy = TokenCopy { serial: edited.token.serial.clone(), library: edited.module.library.clone() };
+                edited.witnessed.as_mut().unwrap().copies[0] = copy;
+            },
+        ];
+        for edit in edits {
+            let mut edited = two.clone();
+            edit(&mut edited);
+            edited.to_json().unwrap_err();
+        }
     }
 
     fn error_after(old: &str, new: &str) -> String {
@@ -287,7 +379,7 @@ mod tests {
     fn the_form_of_the_file_is_fixed() {
         let text = record().to_json().unwrap();
         assert!(
-            text.starts_with("{\n  \"version\": 1,\n  \"kind\": \"rehearsal\",\n  \"ceremony\": {\n    \"id\": \"abab")
+            text.starts_with("{\n  \"version\": 1,\n  \"kind\": \"trial\",\n  \"ceremony\": {\n    \"id\": \"abab")
         );
         assert!(text.ends_with("\"recovery\": \"none\"\n}\n"));
     }
@@ -297,8 +389,10 @@ mod tests {
         for (old, new, error) in [
             ("\"version\": 1", "\"version\": 2", "KEK record: version 2 is not known, this release reads version 1"),
             ("\"kind\"", "\"kinds\"", "line 3, column 9: unknown key `kinds`"),
-            ("\"rehearsal\"", "\"rehersal\"", "`kind`: expected `production` or `rehearsal`"),
-            ("\"kind\": \"rehearsal\",", "\"version\": 1,", "line 3, column 11: duplicate key `version`"),
+            ("\"trial\"", "\"trail\"", "`kind`: expected one of `production`, `rehearsal`, `trial`"),
+            ("\"trial\"", "\"production\"", "`witnessed`: it stands exactly in the records of kind production or"),
+            ("\"none\"", "\"copies\"", "`recovery`: it is `copies` exactly where witnessed.copies lists at least two"),
+            ("\"kind\": \"trial\",", "\"version\": 1,", "line 3, column 11: duplicate key `version`"),
             ("\"CKA_WRAP\"", "\"CKA_COPYABLE\"", "duplicate key `CKA_COPYABLE`"),
             ("\"CKA_WRAP\"", "\"CKA_WARP\"", "unknown key `kek.attributes.CKA_WARP`"),
             ("abab\"", "abaB\"", "`ceremony.id`: expected 32 lower-case hex digits"),
@@ -310,7 +404,7 @@ mod tests {
             ("0404\"", "040\"", "`kek.id`: expected 1 to 64 bytes"),
             ("aGttcw", "aGttcx", "`proofs[0].blob`: sealed blob has version 17"),
             ("aGttcw", "?", "`proofs[0].blob`: expected base64"),
-            ("\"none\"", "\"some\"", "`recovery`: expected `none`"),
+            ("\"none\"", "\"some\"", "`recovery`: expected `none` or `copies`"),
         ] {
             let found = error_after(old, new);
             assert!(found.contains(error), "{found}\n{error}");
@@ -318,6 +412,9 @@ mod tests {
         let mut needless = record();
         needless.mac_key = Some(needless.kek.clone());
         assert!(needless.to_json().unwrap_err().to_string().contains("`mac_key`: it stands exactly in the records"));
+        let mut needless = record();
+        needless.witnessed = Some(witnessed());
+        assert!(needless.to_json().unwrap_err().to_string().contains("`witnessed`: it stands exactly in the records"));
         let mut none = record();
         none.proofs.clear();
         assert!(none.to_json().unwrap_err().to_string().contains("`proofs`: expected at least one proof"));
@@ -326,11 +423,19 @@ mod tests {
     #[test]
     fn the_documented_record_is_read_and_written() {
         let document = include_str!("../../docs/formats.md");
-        let start = document.find("```json\n").unwrap() + "```json\n".len();
-        let text = &document[start..start + document[start..].find("```").unwrap()];
+        let block = |text: &'static str, mark: &str| {
+            let start = text.find(mark).unwrap() + mark.len();
+            &text[start..start + text[start..].find("```").unwrap()]
+        };
+        let text = block(document, "```json\n");
         let record = KekRecord::parse(text.as_bytes()).unwrap();
         assert_eq!(record.to_json().unwrap(), text);
         assert_eq!(record.kek.id.as_bytes()[..2], [0xa0, 0xa1]);
+        let (_, rest) = document.split_once(text).unwrap();
+        let text = block(rest, "```json\n");
+        let witnessed: Witnessed = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string_pretty(&witnessed).unwrap() + "\n", text);
+        with(witnessed).to_json().unwrap();
     }
 
     proptest! {

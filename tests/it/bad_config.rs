@@ -23,7 +23,7 @@ fn configurations_that_are_not_exactly_right_are_refused() {
         ("log:", "logs:", "line 20, column 1: unknown key `logs`", "did you mean `log`?"),
         ("sessions: 2", "sessions: four", "line 17, column 13: `limits.sessions`", "correct the value"),
         ("sessions: 2", "sessions: 65", "`limits.sessions`", "correct the value"),
-        ("rehearsal: false", "rehearsal: \"yes\"", "`kek.allow_rehearsal`: expected a boolean", "correct the value"),
+        ("trial: false", "trial: \"yes\"", "`kek.allow_trial`: expected a boolean", "correct the value"),
         ("  queue:", "\tqueue:", "tab at line 18", "replace each tab by spaces"),
         ("# Conf", "\u{feff}# Conf", "line 1: the file begins with a byte-order mark", "without a byte-order mark"),
         ("cluster:", "version: 1\ncluster:", "line 3, column 1: duplicate key `version`", "keep one of the two"),
@@ -69,7 +69,11 @@ fn records_that_cannot_be_served_are_refused() {
     }
     refuses(&served.with("/cluster", json!("other")), "it is for cluster \"other\", the configuration says \"test\"");
     refuses(&served.with("/version", json!(2)), "version 2 is not known");
-    refuses(&served.with("/kind", json!("trial")), "`kind`");
+    refuses(&served.with("/kind", json!("other")), "`kind`");
+    refuses(&served.with("/kind", json!("production")), "`witnessed`");
+    refuses(&served.with("/recovery", json!("copies")), "`recovery`");
+    refuses(&served.witnessed("rehearsal", 2), "in a rehearsal");
+    refuses(&served.witnessed("production", 1), "proved no copies");
     refuses(&served.with("/recovery", json!("some")), "`recovery`");
     refuses(&served.with("/proofs", json!([])), "`proofs`");
     refuses(&record.replacen("\"cluster\"", "\"clutser\"", 1), "unknown key `clutser`");
@@ -80,21 +84,33 @@ fn records_that_cannot_be_served_are_refused() {
     serve_refuses(served.config().write(), "the file cannot be read");
     fs::write(&served.edited, &record).unwrap();
     let mut config = served.config();
-    config.value["kek"]["allow_rehearsal"] = json!(false);
-    let refusal = serve_refuses(config.write(), "in a rehearsal");
-    assert!(refusal.hint.contains("kek.allow_rehearsal"), "{}", refusal.text);
+    config.value["kek"]["allow_trial"] = json!(false);
+    let refusal = serve_refuses(config.write(), "as a trial");
+    assert!(refusal.hint.contains("kek.allow_trial"), "{}", refusal.text);
     let mut config = served.config();
     config.value["cluster"] = json!("other");
     serve_refuses(config.write(), "it is for cluster \"test\", the configuration says \"other\"");
 }
 
+#[tokio::test]
+async fn a_witnessed_kek_is_served_with_copies_or_with_the_loss_accepted() {
+    let served = Served::new();
+    for (copies, accept) in [(2, false), (0, true)] {
+        fs::write(&served.edited, served.witnessed("production", copies)).unwrap();
+        let mut config = served.config();
+        config.value["kek"]["allow_trial"] = json!(false);
+        config.value["kek"]["accept_data_loss"] = json!(accept);
+        let mut plugin = Plugin::start(&config).healthy().await;
+        assert_eq!(plugin.stop().await.code(), Some(0), "{copies} copies");
+    }
+}
+
 /// Fields that only tell how the KEK was made. A new module or firmware must not stop a plugin, and nothing but a signature
 /// could protect the others, which this version of the record does not have.
-const NOTES: [&str; 12] = [
+const NOTES: [&str; 11] = [
     "/ceremony/time",
     "/ceremony/tool",
     "/deviations",
-    "/kind",
     "/module/library",
     "/module/library_version",
     "/module/sha256",
@@ -134,7 +150,6 @@ async fn a_record_with_its_notes_edited_is_served() {
         let value = match leaf {
             "/ceremony/time" => json!("2020-01-01T00:00:00Z"),
             "/deviations" => json!(["CKA_COPYABLE was permitted"]),
-            "/kind" => json!("production"),
             "/module/sha256" => json!("0".repeat(64)),
             _ => json!("another"),
         };
@@ -219,6 +234,23 @@ impl Served {
     fn with(&self, place: &str, value: Value) -> String {
         let mut record = self.record.clone();
         *record.pointer_mut(place).unwrap() = value;
+        record.to_string()
+    }
+
+    /// The record as if people had held the ceremony and proved this many copies.
+    fn witnessed(&self, kind: &str, copies: usize) -> String {
+        let copy = |number| json!({"serial": format!("copy-{number}"), "library": "Implementation of PKCS11"});
+        let mut record = self.record.clone();
+        record["kind"] = json!(kind);
+        record["recovery"] = json!(if copies >= 2 { "copies" } else { "none" });
+        record["witnessed"] = json!({
+            "plan_sha256": "0".repeat(64),
+            "transcript_head": "1".repeat(64),
+            "origin": "generated",
+            "people": [{"name": "Ada Lovelace", "role": "administrator"}],
+            "copies": (0..copies).map(copy).collect::<Vec<_>>(),
+            "exceptions": [],
+        });
         record.to_string()
     }
 

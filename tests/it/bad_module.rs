@@ -38,7 +38,7 @@ fn ceremony_refuses(token: &TestToken, fault: &FaultModule, section: &Value) -> 
     let output = token.directory().join("ceremony");
     fs::create_dir_all(&output).unwrap();
     let plan = json!({
-        "version": 1, "kind": "rehearsal", "cluster": CLUSTER, "token": section, "kek": {"label": LABEL}, "output": output,
+        "version": 1, "kind": "trial", "cluster": CLUSTER, "token": section, "kek": {"label": LABEL}, "output": output,
     });
     let path = token.directory().join("bad-plan.yaml");
     fs::write(&path, plan.to_string()).unwrap();

@@ -183,7 +183,7 @@ pub fn run_ceremony_on(section: &Value, permit: &[&str], directory: &Path) -> Pa
 pub fn hold_ceremony(section: &Value, permit: &[&str], directory: &Path) -> Output {
     let plan = json!({
         "version": 1,
-        "kind": "rehearsal",
+        "kind": "trial",
         "cluster": CLUSTER,
         "token": section,
         "kek": {"label": LABEL, "permit": permit},
@@ -215,7 +215,7 @@ impl Config {
             "socket": {"path": directory.join(format!("{name}@kms.sock"))},
             "token": section,
             "health": "strict",
-            "kek": {"record": record, "allow_rehearsal": true},
+            "kek": {"record": record, "allow_trial": true},
         });
         Self { path: directory.join(format!("{name}.yaml")), value }
     }

@@ -100,7 +100,7 @@ fn refused(profile: &Value, reason: &str) {
     config.value["token"] = section.clone();
     let plan = json!({
         "version": 1,
-        "kind": "rehearsal",
+        "kind": "trial",
         "cluster": "test",
         "token": section,
         "kek": {"label": "kek"},

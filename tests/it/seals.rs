@@ -207,7 +207,7 @@ fn message_encryption_is_refused_where_the_mechanism_s_flags_do_not_say_so() {
     section["pin"] = json!({"file": token.directory().join("wrong-pin")});
     write_secret(&token.directory().join("wrong-pin"), "wrong");
     let plan = json!({
-        "version": 1, "kind": "rehearsal", "cluster": CLUSTER, "token": section, "kek": {"label": "kek"},
+        "version": 1, "kind": "trial", "cluster": CLUSTER, "token": section, "kek": {"label": "kek"},
         "output": token.directory(),
     });
     let path = token.directory().join("plan.yaml");

@@ -337,7 +337,7 @@ async fn trap_12_two_keys_with_one_id_and_label_are_refused() {
 /// Exit code and standard error of a ceremony.
 fn ceremony(section: &Value, directory: &Path, label: &str, permit: &[&str]) -> (Option<i32>, String) {
     let plan = json!({
-        "version": 1, "kind": "rehearsal", "cluster": CLUSTER, "token": section, "output": directory,
+        "version": 1, "kind": "trial", "cluster": CLUSTER, "token": section, "output": directory,
         "kek": {"label": label, "permit": permit},
     });
     let path = directory.join("trap.yaml");

@@ -54,7 +54,7 @@ impl Site {
 
     fn hold_ceremony(&self, args: &Args) {
         let plan = json!({
-            "version": 1, "kind": "rehearsal", "cluster": CLUSTER, "token": self.section, "output": self.directory,
+            "version": 1, "kind": "trial", "cluster": CLUSTER, "token": self.section, "output": self.directory,
             "kek": {"label": "kek", "permit": args.permit},
         });
         let path = self.directory.join("plan.yaml");
@@ -68,7 +68,7 @@ impl Site {
     pub fn configuration(&self, sessions: usize) -> PathBuf {
         let configuration = json!({
             "version": 1, "cluster": CLUSTER, "socket": {"path": self.socket()}, "token": self.section,
-            "kek": {"record": self.record(), "allow_rehearsal": true}, "limits": {"sessions": sessions},
+            "kek": {"record": self.record(), "allow_trial": true}, "limits": {"sessions": sessions},
         });
         let path = self.directory.join(format!("{sessions}.yaml"));
         fs::write(&path, configuration.to_string()).expect("configuration");

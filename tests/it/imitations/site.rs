@@ -96,7 +96,7 @@ impl Site {
 
     fn ceremony(&self, section: &Value) -> (Option<i32>, String) {
         let plan = json!({
-            "version": 1, "kind": "rehearsal", "cluster": CLUSTER, "token": section, "output": self.token.directory(),
+            "version": 1, "kind": "trial", "cluster": CLUSTER, "token": section, "output": self.token.directory(),
             "kek": {"label": LABEL, "permit": ["CKA_ALLOWED_MECHANISMS"]},
         });
         let path = self.token.directory().join("other-plan.yaml");

@@ -3,7 +3,7 @@
 
 use cryptoki_sys as sys;
 
-use super::{CeremonyError, Plan, Progress, Watcher, generate, random};
+use super::{CeremonyError, Plan, generate};
 use crate::attributes::KeyUse;
 use crate::pkcs11::{Key, KeyTemplate, Session};
 use crate::profile::KeyGeneration;
@@ -18,54 +18,12 @@ pub(super) struct Keys {
     made: Vec<(Key, KeyTemplate)>,
 }
 
-/// Makes the keys of the plan, or finds them where the vendor's tool made them.
-pub(super) fn make(plan: &Plan, login: &Session, watcher: Watcher<'_>) -> Result<Keys, CeremonyError> {
-    let mut keys = Keys { kek: kek_template(plan), mac: mac_template(plan), made: Vec::new() };
-    if plan.token.profile.key.generate == KeyGeneration::Tool {
-        watcher(Progress::Begins("find the keys that the vendor's tool made"));
-        for template in keys.all_mut() {
-            template.id = login.key_id(login.key_with_label(&template.label)?)?;
-        }
-        watcher(Progress::Done(&keys.labels()));
-        return Ok(keys);
-    }
-    watcher(Progress::Begins("check that the label is free"));
-    for template in keys.all_mut() {
-        let count = login.labelled(&template.label)?.len();
-        if count > 0 {
-            return Err(CeremonyError::LabelTaken { label: template.label.clone(), count });
-        }
-    }
-    watcher(Progress::Done(&format!("nothing on the token is named {}", keys.labels())));
-
-    watcher(Progress::Begins("generate the KEK in the HSM"));
-    for template in [Some(keys.kek.clone()), keys.mac.clone()].into_iter().flatten() {
-        let made = random_id(login).and_then(|id| {
-            let template = KeyTemplate { id: id.to_vec(), ..template };
-            Ok((generate(login, &template)?, template))
-        });
-        let outcome = made.and_then(|(key, template)| {
-            keys.made.push((key, template));
-            // Some modules give ids of their own.
-            Ok(login.key_id(key)?)
-        });
-        match (outcome, keys.made.len()) {
-            (Ok(id), 1) => keys.kek.id = keys.chosen(id),
-            (Ok(id), _) => {
-                let id = keys.chosen(id);
-                if let Some(mac) = &mut keys.mac {
-                    mac.id = id;
-                }
-            }
-            (Err(cause), _) => return Err(keys.destroy(login, cause, watcher)),
-        }
-    }
-    let what = if keys.mac.is_some() { "two keys of 256 bits, non-extractable" } else { "256 bits, non-extractable" };
-    watcher(Progress::Done(what));
-    Ok(keys)
-}
-
 impl Keys {
+    /// The keys of the plan, which do not exist yet and have no ids.
+    pub(super) fn new(plan: &Plan) -> Self {
+        Self { kek: kek_template(plan), mac: mac_template(plan), made: Vec::new() }
+    }
+
     /// Each key with what it is for.
     pub(super) fn all(&self) -> impl Iterator<Item = &KeyTemplate> {
         [Some(&self.kek), self.mac.as_ref()].into_iter().flatten()
@@ -75,25 +33,96 @@ impl Keys {
         [Some(&mut self.kek), self.mac.as_mut()].into_iter().flatten()
     }
 
-    fn labels(&self) -> String {
+    /// Their labels, in words.
+    pub(super) fn labels(&self) -> String {
         self.all().map(|template| format!("{:?}", template.label)).collect::<Vec<_>>().join(" and ")
     }
 
-    /// The id that the module gave the key just made, or ours if it gives none away.
-    fn chosen(&self, id: Vec<u8>) -> Vec<u8> {
-        let asked = || self.made.last().map(|(_, template)| template.id.clone()).unwrap_or_default();
-        if id.is_empty() { asked() } else { id }
+    /// Nothing on the token may have their labels.
+    pub(super) fn check_free(&self, login: &Session) -> Result<(), CeremonyError> {
+        for template in self.all() {
+            let count = login.labelled(&template.label)?.len();
+            if count > 0 {
+                return Err(CeremonyError::LabelTaken { label: template.label.clone(), count });
+            }
+        }
+        Ok(())
     }
 
-    /// Destroys what this ceremony made, because of `cause`.
-    pub(super) fn destroy(self, login: &Session, cause: CeremonyError, watcher: Watcher<'_>) -> CeremonyError {
-        let mut cause = cause;
-        for (key, template) in self.made {
-            watcher(Progress::Begins("destroy the key that was made"));
+    /// Gives them ids that nothing else has. To be known before the keys are made: it is how a half-made one is found again.
+    pub(super) fn choose_ids(&mut self, login: &Session) -> Result<(), CeremonyError> {
+        self.all_mut().try_for_each(|template| {
+            template.id = random_id(login)?.to_vec();
+            Ok(())
+        })
+    }
+
+    /// Makes them. If that fails, some may have been made: see [`Self::destroy`].
+    pub(super) fn generate(&mut self, login: &Session) -> Result<(), CeremonyError> {
+        let Self { kek, mac, made } = self;
+        [Some(kek), mac.as_mut()].into_iter().flatten().try_for_each(|template| {
+            let key = generate(login, template)?;
+            made.push((key, template.clone()));
+            // Some modules give ids of their own.
+            let id = login.key_id(key)?;
+            if !id.is_empty() {
+                template.id = id;
+            }
+            Ok(())
+        })
+    }
+
+    /// Finds them where the vendor's tool made them.
+    pub(super) fn find(&mut self, login: &Session) -> Result<(), CeremonyError> {
+        self.all_mut().try_for_each(|template| {
+            template.id = login.key_id(login.key_with_label(&template.label)?)?;
+            Ok(())
+        })
+    }
+
+    /// Takes what is on the token for what this ceremony has made, if that is one of each.
+    pub(super) fn adopt(&mut self, login: &Session) -> Result<bool, CeremonyError> {
+        let mut found = Vec::new();
+        for template in self.all() {
+            let [key] = login.labelled(&template.label)?[..] else { return Ok(false) };
+            found.push((key, login.key_id(key)?));
+        }
+        self.made.clear();
+        let mut made = Vec::new();
+        for (template, (key, id)) in self.all_mut().zip(found) {
+            if !id.is_empty() {
+                template.id = id;
+            }
+            made.push((key, template.clone()));
+        }
+        self.made = made;
+        Ok(true)
+    }
+
+    /// Objects with their labels, each in words: label and id.
+    pub(super) fn present(&self, login: &Session) -> Result<Vec<(Key, String)>, CeremonyError> {
+        let mut present = Vec::new();
+        for template in self.all() {
+            for key in login.labelled(&template.label)? {
+                let id = data_encoding::HEXLOWER.encode(&login.key_id(key)?);
+                present.push((key, format!("{:?} with CKA_ID {id}", template.label)));
+            }
+        }
+        Ok(present)
+    }
+
+    /// Destroys what this ceremony made, because of `cause`; the result of each is told.
+    pub(super) fn destroy(
+        &mut self,
+        login: &Session,
+        mut cause: CeremonyError,
+        told: &mut dyn FnMut(&str),
+    ) -> CeremonyError {
+        for (key, template) in self.made.drain(..) {
             match login.destroy(key) {
-                Ok(()) => watcher(Progress::Done("destroyed: the token is as it was")),
+                Ok(()) => told("destroyed: the token is as it was"),
                 Err(error) => {
-                    watcher(Progress::Done("NOT destroyed"));
+                    told("NOT destroyed");
                     let id = data_encoding::HEXLOWER.encode(&template.id);
                     let error = Box::new(error);
                     cause = CeremonyError::LeftBehind { label: template.label, id, error, cause: Box::new(cause) };
@@ -101,6 +130,11 @@ impl Keys {
             }
         }
         cause
+    }
+
+    /// What was made, in words.
+    pub(super) fn summary(&self) -> &'static str {
+        if self.mac.is_some() { "two keys of 256 bits, non-extractable" } else { "256 bits, non-extractable" }
     }
 }
 
@@ -142,4 +176,14 @@ fn random_id(session: &Session) -> Result<[u8; 16], CeremonyError> {
         *byte ^= other;
     }
     Ok(id)
+}
+
+/// Bytes from the kernel.
+pub(super) fn random<const N: usize>() -> Result<[u8; N], CeremonyError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| CeremonyError::System {
+        what: "no kernel randomness",
+        source: std::io::Error::other(error),
+    })?;
+    Ok(bytes)
 }

@@ -3,12 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer};
+use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use super::people::{People, Person};
+use super::words::words;
 use crate::attributes::{AttributeName, KeyUse};
 use crate::cluster::Cluster;
 use crate::config::{FileToken, Token};
 use crate::profile::ProfileError;
+use crate::record::Sha256Digest;
 use crate::seal::Sealing;
 use crate::strict::{self, AbsolutePath, Fault, FileError};
 
@@ -23,6 +27,36 @@ pub struct Plan {
     pub kek: KekPlan,
     /// Directory for the record. Must exist, without a record in it.
     pub output: PathBuf,
+    /// What a ceremony before people needs beside that. `None`: a trial, unattended.
+    pub witnessed: Option<WitnessedPlan>,
+}
+
+/// What a ceremony before people needs.
+#[derive(Clone, Debug)]
+pub struct WitnessedPlan {
+    /// Where it is held, in words.
+    pub site: String,
+    /// `serialNumber` of the token.
+    pub serial: String,
+    /// Who takes part.
+    pub people: People,
+    /// Tokens that must hold a copy of the KEK before the ceremony closes.
+    pub copies: Vec<CopyPlan>,
+    /// SHA-256 of the record of the KEK that this one follows.
+    pub previous: Option<Sha256Digest>,
+    /// The KEK comes from outside the HSM, in shares.
+    pub import: Option<ImportPlan>,
+    /// The plan as everybody has agreed to it.
+    pub lock: PlanLock,
+}
+
+/// A plan that nobody can change unnoticed: its content as canonical JSON (RFC 8785), and the digest of that.
+#[derive(Clone, Debug)]
+pub struct PlanLock {
+    /// `plan.lock.json`.
+    pub json: Vec<u8>,
+    /// SHA-256 of it.
+    pub digest: Sha256Digest,
 }
 
 /// The KEK of a plan.
@@ -36,6 +70,27 @@ pub struct KekPlan {
     /// Attributes that may be other than the strict template asks. Those without which no key is a KEK cannot stand here.
     #[serde(default)]
     pub permit: Vec<AttributeName>,
+}
+
+/// A token that a copy of the KEK is on when the ceremony closes.
+#[derive(Clone, Debug)]
+pub struct CopyPlan {
+    /// `serialNumber` of the token.
+    pub serial: String,
+    /// How it is reached.
+    pub token: Token,
+}
+
+/// How a KEK that is made outside the HSM is shared out.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportPlan {
+    /// Number of shares, one for each custodian, 2 to 16.
+    #[serde(deserialize_with = "strict::number::<2, 16, _>")]
+    pub shares: u64,
+    /// How many of them restore the KEK, at least 2.
+    #[serde(deserialize_with = "strict::number::<2, 16, _>")]
+    pub threshold: u64,
 }
 
 /// Why there is no plan.
@@ -52,6 +107,12 @@ pub enum PlanError {
         /// What is wrong with the profile.
         error: ProfileError,
     },
+    /// It is not the plan that was agreed to.
+    #[error("the plan is not the one that was agreed to: it is {found} ({words})", words = words(found))]
+    Unexpected {
+        /// Digest of the plan.
+        found: Sha256Digest,
+    },
 }
 
 impl PlanError {
@@ -60,6 +121,10 @@ impl PlanError {
         match self {
             Self::File(error) => error.hint(),
             Self::Profile { error, .. } => error.hint(),
+            Self::Unexpected { .. } => {
+                "compare it with the printed script; a plan that was changed needs a new script and a new rehearsal"
+                    .to_owned()
+            }
         }
     }
 }
@@ -68,12 +133,86 @@ impl Plan {
     /// Reads a plan strictly: unknown and duplicate keys are refused.
     pub fn load(path: &Path) -> Result<Self, PlanError> {
         let fault = |fault| FileError::new(WHAT, Some(path), fault);
-        let file: File = strict::read(path).and_then(|bytes| strict::yaml(&bytes, VERSION)).map_err(fault)?;
-        let File { _version, kind: PlanKind::Trial, cluster, token, kek, output } = file;
-        let profile = token.profile().map_err(|error| PlanError::Profile { path: path.to_owned(), error })?;
-        let token = token.check(profile).map_err(fault)?;
-        kek.check_permit(&token.sealing).map_err(fault)?;
-        Ok(Self { cluster, token, kek, output: output.0 })
+        let bytes = strict::read(path).map_err(fault)?;
+        let file: File = strict::yaml(&bytes, VERSION).map_err(fault)?;
+        let lock = PlanLock::new(&bytes).map_err(fault)?;
+        let profile_of =
+            |token: &FileToken| token.profile().map_err(|error| PlanError::Profile { path: path.to_owned(), error });
+        let profile = profile_of(&file.token)?;
+        let mut copies = Vec::new();
+        for CopyFile { serial, token } in file.copies.unwrap_or_default() {
+            let profile = profile_of(&token)?;
+            copies.push(CopyPlan { serial, token: token.check_without_pin(profile).map_err(fault)? });
+        }
+        let token = match file.kind {
+            PlanKind::Trial => file.token.check(profile),
+            PlanKind::Production => file.token.check_without_pin(profile),
+        };
+        let token = token.map_err(fault)?;
+        file.kek.check_permit(&token.sealing).map_err(fault)?;
+        let people = file.people.map(People::new).transpose().map_err(fault)?;
+        let given = [
+            ("site", file.site.is_some(), true),
+            ("serial", file.serial.is_some(), true),
+            ("people", people.is_some(), true),
+            ("copies", !copies.is_empty(), false),
+            ("previous", file.previous.is_some(), false),
+            ("import", file.import.is_some(), false),
+        ];
+        check_kind(file.kind, &given).map_err(fault)?;
+        let witnessed = match (file.kind, file.site, file.serial, people) {
+            (PlanKind::Production, Some(site), Some(serial), Some(people)) => {
+                check_copies(&serial, &copies).map_err(fault)?;
+                let plan =
+                    WitnessedPlan { site, serial, people, copies, previous: file.previous, import: file.import, lock };
+                plan.check_shares().map_err(fault)?;
+                Some(plan)
+            }
+            _ => None,
+        };
+        Ok(Self { cluster: file.cluster, token, kek: file.kek, output: file.output.0, witnessed })
+    }
+}
+
+impl WitnessedPlan {
+    /// Whether this is the plan that was agreed to: its digest in hex, or its twelve words.
+    pub fn check_expected(&self, expected: &str) -> Result<(), PlanError> {
+        let plain = expected.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+        let found = self.lock.digest;
+        if plain == found.to_string() || plain == words(&found) { Ok(()) } else { Err(PlanError::Unexpected { found }) }
+    }
+
+    /// Each share has a custodian of its own.
+    fn check_shares(&self) -> Result<(), Fault> {
+        let Some(ImportPlan { shares, threshold }) = self.import else { return Ok(()) };
+        let is_custodian = |person: &&Person| person.role == super::Role::Custodian;
+        let custodians = self.people.all().iter().filter(is_custodian).count();
+        let rule = |problem: String, hint: &str| Err(Fault::Rule { field: "import", problem, hint: hint.to_owned() });
+        if threshold > shares {
+            return rule(
+                format!("{threshold} of {shares} shares cannot be brought together"),
+                "choose a threshold below the number of shares",
+            );
+        }
+        if usize::try_from(shares).ok() != Some(custodians) {
+            return rule(
+                format!("{shares} shares need {shares} custodians, and there are {custodians}"),
+                "one custodian for each share",
+            );
+        }
+        Ok(())
+    }
+}
+
+impl PlanLock {
+    fn new(yaml: &[u8]) -> Result<Self, Fault> {
+        let content: serde_json::Value = strict::yaml(yaml, VERSION)?;
+        let json = serde_json_canonicalizer::to_vec(&content).map_err(|error| Fault::Syntax {
+            problem: error.to_string(),
+            place: strict::Place { line: 1, column: 1 },
+        })?;
+        let digest = Sha256Digest(Sha256::digest(&json).into());
+        Ok(Self { json, digest })
     }
 }
 
@@ -94,6 +233,40 @@ impl KekPlan {
     }
 }
 
+/// A trial has nothing that takes people; a production ceremony has all that it needs.
+fn check_kind(kind: PlanKind, given: &[(&'static str, bool, bool)]) -> Result<(), Fault> {
+    for (field, is_given, is_needed) in given.iter().copied() {
+        let (problem, hint) = match (kind, is_given, is_needed) {
+            (PlanKind::Trial, true, _) => {
+                ("a trial has none: nobody attends it", "remove it, or hold a ceremony: `kind: production`")
+            }
+            (PlanKind::Production, false, true) => (
+                "it is missing",
+                "see `hsm-kms ceremony plan new` for a whole plan; a KEK for trials alone is `kind: trial`",
+            ),
+            _ => continue,
+        };
+        return Err(Fault::Rule { field, problem: problem.to_owned(), hint: hint.to_owned() });
+    }
+    Ok(())
+}
+
+/// A copy on the same device is none.
+fn check_copies(serial: &str, copies: &[CopyPlan]) -> Result<(), Fault> {
+    let mut seen = vec![serial];
+    for copy in copies {
+        if seen.contains(&copy.serial.as_str()) {
+            return Err(Fault::Rule {
+                field: "copies",
+                problem: format!("the token with serial number {} stands there twice", copy.serial),
+                hint: "name each token once: a copy on the same token is none".to_owned(),
+            });
+        }
+        seen.push(&copy.serial);
+    }
+    Ok(())
+}
+
 const VERSION: u64 = 1;
 const WHAT: &str = "ceremony plan";
 
@@ -104,16 +277,39 @@ struct File {
     _version: u64,
     kind: PlanKind,
     cluster: Cluster,
+    #[serde(default, deserialize_with = "some_line")]
+    site: Option<String>,
+    #[serde(default, deserialize_with = "some_line")]
+    serial: Option<String>,
     token: FileToken,
     kek: KekPlan,
+    people: Option<Vec<Person>>,
+    copies: Option<Vec<CopyFile>>,
+    previous: Option<Sha256Digest>,
+    import: Option<ImportPlan>,
     output: AbsolutePath,
 }
 
-/// What a ceremony is for. This release runs unattended ceremonies only, and those are trials.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CopyFile {
+    #[serde(deserialize_with = "strict::line")]
+    serial: String,
+    token: FileToken,
+}
+
+/// What a ceremony is for.
+#[derive(Clone, Copy, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "kebab-case")]
 enum PlanKind {
+    /// A KEK for a real cluster, made before people.
+    Production,
+    /// A KEK for trials, made unattended.
     Trial,
+}
+
+fn some_line<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    strict::line(deserializer).map(Some)
 }
 
 fn label<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {

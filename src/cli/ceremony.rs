@@ -44,7 +44,7 @@ pub(super) fn run(args: CeremonyArgs) -> Result<(), CliError> {
     })?;
     with_environment(&plan)?;
     let mut steps = Steps::default();
-    let outcome = ceremony::run(&plan, &mut |progress| steps.show(progress)).map_err(|error| {
+    let outcome = ceremony::run_trial(&plan, &mut |progress| steps.show(progress)).map_err(|error| {
         steps.end();
         failed(&error)
     })?;

@@ -70,14 +70,30 @@ impl FileToken {
     }
 
     /// The checked section, given the profile that it names. Without a module path, the first of the profile's that exists.
-    pub fn check(self, profile: Profile) -> Result<Token, Fault> {
-        let Self { profile: _, module, label, pin, environment, init_reserved } = self;
+    pub fn check(mut self, profile: Profile) -> Result<Token, Fault> {
+        let pin = check_pin(self.pin.take(), &profile)?;
+        self.checked(profile, pin)
+    }
+
+    /// The checked section of a token whose PIN is typed by those who keep it: it has no source.
+    pub fn check_without_pin(mut self, profile: Profile) -> Result<Token, Fault> {
+        if self.pin.take().is_some() {
+            return Err(Fault::Rule {
+                field: "token.pin",
+                problem: "the PIN of a ceremony has no source: two people type a half of it each".to_owned(),
+                hint: "remove it".to_owned(),
+            });
+        }
+        self.checked(profile, None)
+    }
+
+    fn checked(self, profile: Profile, pin: Option<PinSource>) -> Result<Token, Fault> {
+        let Self { profile: _, module, label, pin: _, environment, init_reserved } = self;
         let sealing = profile.usable().map_err(|unusable| Fault::Rule {
             field: "token.profile",
             problem: unusable.to_string(),
             hint: unusable.hint().to_owned(),
         })?;
-        let pin = check_pin(pin, &profile)?;
         let environment: BTreeMap<_, _> = environment.into_iter().map(|(name, value)| (name.0, value.0)).collect();
         if let Some(PinSource::Environment(name)) = &pin
             && environment.contains_key(name)

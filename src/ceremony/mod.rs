@@ -13,6 +13,7 @@ mod plan;
 mod prove;
 mod site;
 mod steps;
+pub mod transcript;
 mod trial;
 mod words;
 

@@ -87,7 +87,6 @@ impl Keys {
             let [key] = login.labelled(&template.label)?[..] else { return Ok(false) };
             found.push((key, login.key_id(key)?));
         }
-        self.made.clear();
         let mut made = Vec::new();
         for (template, (key, id)) in self.all_mut().zip(found) {
             if !id.is_empty() {
@@ -130,6 +129,26 @@ impl Keys {
             }
         }
         cause
+    }
+
+    /// Their `CKA_ID`s, in hex.
+    pub(super) fn ids(&self) -> Vec<String> {
+        self.all().map(|template| data_encoding::HEXLOWER.encode(&template.id)).collect()
+    }
+
+    /// The attributes that each is asked for with, in order.
+    pub(super) fn describe(&self) -> Result<Vec<Vec<String>>, CeremonyError> {
+        self.all().map(|template| Ok(template.describe()?)).collect()
+    }
+
+    /// Whether there is nothing to destroy.
+    pub(super) fn is_nothing_made(&self) -> bool {
+        self.made.is_empty()
+    }
+
+    /// What was adopted is somebody else's to judge.
+    pub(super) fn forget(&mut self) {
+        self.made.clear();
     }
 
     /// What was made, in words.

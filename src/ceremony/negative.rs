@@ -3,7 +3,7 @@
 use cryptoki_sys as sys;
 
 use super::CeremonyError;
-use crate::attributes::{AttributeName, AttributeValue, Attributes};
+use crate::attributes::{AttributeName, AttributeValue, Attributes, KeyUse};
 use crate::pkcs11::{Error, Key, KeyTemplate, Session};
 
 /// Something that was tried and refused, or could not be tried.
@@ -36,6 +36,20 @@ pub(crate) fn run(
     Ok(all)
 }
 
+/// What is tried on a key of this use, in words.
+pub(super) fn attempts(purpose: KeyUse) -> Vec<String> {
+    let is_right = |name: AttributeName| purpose.rights().contains(&name);
+    let wraps = WRAPPING.iter().map(|(attempt, _)| *attempt);
+    let sets = LOOSENING.iter().filter(|(_, name, _)| !is_right(*name)).map(|(attempt, ..)| *attempt);
+    let copies = LOOSENING_COPIES.iter().filter(|(_, name, _)| !is_right(*name)).map(|(attempt, ..)| *attempt);
+    std::iter::once(READ)
+        .chain(wraps)
+        .chain(sets)
+        .chain(copies)
+        .map(|attempt| format!("{attempt}: must fail"))
+        .collect()
+}
+
 /// One key, and what is known of it.
 struct Trial<'a> {
     session: &'a Session,
@@ -48,9 +62,9 @@ struct Trial<'a> {
 impl Trial<'_> {
     fn reading(&self) -> Result<Refusal, CeremonyError> {
         if self.session.value_can_be_read(self.key)? {
-            return Err(CeremonyError::NotRefused("read CKA_VALUE"));
+            return Err(CeremonyError::NotRefused(READ));
         }
-        Ok(self.answered("read CKA_VALUE", "the token did not give it"))
+        Ok(self.answered(READ, "the token did not give it"))
     }
 
     /// By each mechanism that could do it. One that the token does not have proves nothing.
@@ -134,6 +148,7 @@ impl Trial<'_> {
     }
 }
 
+const READ: &str = "read CKA_VALUE";
 const WRAP: &str = "wrap it under another key";
 
 const WRAPPING: [(&str, u64); 3] = [

@@ -23,6 +23,16 @@ pub(super) fn check_output(directory: &Path) -> Result<PathBuf, CeremonyError> {
     Ok(path)
 }
 
+/// The directory of a ceremony's evidence is there and empty.
+pub(super) fn check_empty(directory: &Path) -> Result<(), CeremonyError> {
+    let refuse = |reason: String| CeremonyError::Output { path: directory.to_owned(), reason };
+    let mut entries = std::fs::read_dir(directory).map_err(|error| refuse(error.to_string()))?;
+    match entries.next() {
+        None => Ok(()),
+        Some(_) => Err(refuse("is not empty".to_owned())),
+    }
+}
+
 /// Writes a file that must not exist yet, and makes sure that it is on the disk.
 pub(super) fn write_new(path: &Path, content: &[u8]) -> Result<(), CeremonyError> {
     let output = |error: std::io::Error| CeremonyError::Output { path: path.to_owned(), reason: error.to_string() };

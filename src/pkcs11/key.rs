@@ -6,7 +6,7 @@ use cryptoki_sys as sys;
 
 use super::{Error, Session};
 use crate::attributes::{AttributeName, AttributeValue, Attributes, KeyUse};
-use crate::profile::AttributeSetting;
+use crate::profile::{self, AttributeSetting};
 
 /// A key handle. Dies with the login: after any new login the key is found again.
 #[derive(Clone, Copy, Debug)]
@@ -162,6 +162,12 @@ impl Session {
 }
 
 impl KeyTemplate {
+    /// The attributes that `C_GenerateKey` is given, in order, as `CKA_SENSITIVE = true`.
+    pub fn describe(&self) -> Result<Vec<String>, Error> {
+        let attributes = self.attributes().map_err(|error| Error::Unreadable(error.to_string()))?;
+        Ok(attributes.iter().map(described).collect())
+    }
+
     fn attributes(&self) -> Result<Vec<Attribute>, cryptoki::error::Error> {
         let mut template = vec![
             Attribute::Class(ObjectClass::SECRET_KEY),
@@ -213,6 +219,27 @@ impl KeyTemplate {
     fn may(&self, right: AttributeName) -> bool {
         self.purpose.rights().contains(&right)
     }
+}
+
+/// An attribute in words.
+fn described(attribute: &Attribute) -> String {
+    let number: u64 = attribute.attribute_type().into();
+    let value = match attribute {
+        Attribute::Class(_) => "CKO_SECRET_KEY".to_owned(),
+        Attribute::Id(id) => data_encoding::HEXLOWER.encode(id),
+        Attribute::Label(label) => String::from_utf8_lossy(label).into_owned(),
+        Attribute::VendorDefined((_, bytes)) if number == sys::CKA_ALLOWED_MECHANISMS => {
+            match raw_value(AttributeName::AllowedMechanisms, bytes) {
+                AttributeValue::Mechanisms(list) => {
+                    list.into_iter().map(profile::mechanism_name).collect::<Vec<_>>().join(", ")
+                }
+                other => other.to_string(),
+            }
+        }
+        Attribute::VendorDefined((_, bytes)) => data_encoding::HEXLOWER.encode(bytes),
+        other => attribute_value(other).to_string(),
+    };
+    format!("{} = {value}", profile::attribute_name(number))
 }
 
 /// The key, if it is the only one found.

@@ -49,7 +49,20 @@ impl UtcTime {
         let now = jiff::Timestamp::now();
         Self(jiff::Timestamp::from_second(now.as_second()).unwrap_or(now))
     }
+
+    /// Seconds since midnight, UTC.
+    pub fn seconds_of_day(self) -> i64 {
+        self.0.as_second().rem_euclid(DAY)
+    }
+
+    /// Whole days from then to now.
+    pub fn days_ago(self) -> i64 {
+        (Self::now().0.as_second() - self.0.as_second()).div_euclid(DAY)
+    }
 }
+
+/// Seconds.
+const DAY: i64 = 24 * 60 * 60;
 
 /// A sealed challenge, written as base64 (RFC 4648 section 4, with padding).
 #[derive(Clone, Debug, Eq, PartialEq)]

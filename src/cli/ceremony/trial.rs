@@ -1,74 +1,24 @@
-//! `hsm-kms ceremony`: makes a KEK and its record.
+//! `hsm-kms ceremony run` of a trial: unattended, a line for each step, then what was made.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::Instant;
 
-use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 
-use super::CliError;
+use super::{failed, print};
 use crate::attributes::AttributeName;
-use crate::ceremony::{self, CeremonyError, Outcome, Plan, Progress};
-use crate::exit::ExitCode;
+use crate::ceremony::{self, Outcome, Plan, Progress};
+use crate::cli::CliError;
 use crate::key_id::KeyId;
 use crate::record::{KekRecord, TokenKey};
 
-/// Make a KEK in an HSM and write its record
-#[derive(Debug, Args)]
-pub(super) struct CeremonyArgs {
-    #[command(subcommand)]
-    command: CeremonyCommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum CeremonyCommand {
-    /// Run a plan, unattended: the record is marked as a trial
-    Run {
-        /// The plan: the only input (docs/ceremony.md)
-        #[arg(long, value_name = "FILE")]
-        plan: PathBuf,
-        /// Write what was made as JSON to standard output
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-pub(super) fn run(args: CeremonyArgs) -> Result<(), CliError> {
-    let CeremonyCommand::Run { plan, json } = args.command;
-    let plan = Plan::load(&plan).map_err(|error| CliError {
-        code: ExitCode::BadUsage,
-        what: "the ceremony plan cannot be used".to_owned(),
-        why: error.to_string(),
-        hint: error.hint(),
-    })?;
-    with_environment(&plan)?;
+pub(super) fn run(plan: &Plan, json: bool) -> Result<(), CliError> {
     let mut steps = Steps::default();
-    let outcome = ceremony::run_trial(&plan, &mut |progress| steps.show(progress)).map_err(|error| {
+    let outcome = ceremony::run_trial(plan, &mut |progress| steps.show(progress)).map_err(|error| {
         steps.end();
         failed(&error)
     })?;
     if json { print_json(&outcome) } else { print_table(&outcome) }
-}
-
-/// Starts this program again with the plan's variables, unless they are set already: modules read their configuration from
-/// the environment, and a running process may not change its own.
-fn with_environment(plan: &Plan) -> Result<(), CliError> {
-    use std::os::unix::process::CommandExt;
-    let set = |(name, value): (&String, &String)| std::env::var_os(name).is_some_and(|found| found == value.as_str());
-    if plan.token.environment.iter().all(set) {
-        return Ok(());
-    }
-    let error = std::process::Command::new("/proc/self/exe")
-        .args(std::env::args_os().skip(1))
-        .envs(&plan.token.environment)
-        .exec();
-    Err(CliError {
-        code: ExitCode::NotReachable,
-        what: "the program cannot be started with the plan's environment".to_owned(),
-        why: error.to_string(),
-        hint: "set the variables under environment in the plan yourself".to_owned(),
-    })
 }
 
 /// One line per step, on standard error: what is being done, then what came of it.
@@ -103,25 +53,6 @@ impl Steps {
         if self.began.take().is_some() {
             let _ = writeln!(std::io::stderr(), "stopped");
         }
-    }
-}
-
-fn failed(error: &CeremonyError) -> CliError {
-    let code = match error {
-        CeremonyError::Output { .. } => ExitCode::BadUsage,
-        CeremonyError::Record(_) | CeremonyError::System { .. } => ExitCode::NotReachable,
-        CeremonyError::Pkcs11(error) if error.is_usage() => ExitCode::BadUsage,
-        error if error.is_out_of_reach() => ExitCode::NotReachable,
-        _ => ExitCode::DoesNotHold,
-    };
-    CliError {
-        code,
-        what: match error {
-            CeremonyError::LeftBehind { .. } => "the ceremony stopped, and left a key behind".to_owned(),
-            _ => "the ceremony stopped; no KEK was made".to_owned(),
-        },
-        why: error.to_string(),
-        hint: error.hint(),
     }
 }
 
@@ -183,13 +114,4 @@ fn print_table(outcome: &Outcome) -> Result<(), CliError> {
         key_id.hash(),
         outcome.path.display(),
     ))
-}
-
-fn print(text: &str) -> Result<(), CliError> {
-    std::io::stdout().write_all(text.as_bytes()).map_err(|error| CliError {
-        code: ExitCode::NotReachable,
-        what: "the result cannot be written to standard output".to_owned(),
-        why: error.to_string(),
-        hint: "the KEK and its record were made; see the record file".to_owned(),
-    })
 }

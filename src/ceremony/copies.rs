@@ -1,0 +1,134 @@
+//! Whether a token holds the KEK of a record: the key that made it, or a copy.
+
+use std::io::{Seek, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::plan::CopyPlan;
+use super::site::Site;
+use super::{CeremonyError, without_core_dumps};
+use crate::attributes::{Attributes, Deviation, KeyUse, deviations};
+use crate::config::Token as TokenPlan;
+use crate::envelope::Context;
+use crate::pkcs11::{KekKeys, Key, Session};
+use crate::record::{KekRecord, TokenKey};
+use crate::secret::Pin;
+
+/// What a token proved.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct KeyProof {
+    /// Its serial number.
+    pub serial: String,
+    /// `libraryDescription` of its module.
+    pub library: String,
+    /// How many proof blobs it opened: all of the record's.
+    pub opened: usize,
+}
+
+/// Whether the key is to be the very one that the ceremony made, or may be a copy: attributes that tell of a key's birth differ
+/// there.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Sameness {
+    /// The token of the record.
+    Original,
+    /// Another token.
+    Copy,
+}
+
+/// Logs in, once, finds the KEK, compares every attribute and opens every proof blob.
+pub fn verify(
+    plan: &TokenPlan,
+    serial: &str,
+    record: &KekRecord,
+    pin: Option<&Pin>,
+    sameness: Sameness,
+) -> Result<KeyProof, CeremonyError> {
+    without_core_dumps()?;
+    let site = Site::open(plan, Some(serial))?;
+    let found = site.token.info().serial.clone();
+    if found != serial {
+        return Err(CeremonyError::OtherToken { expected: serial.to_owned(), found });
+    }
+    if sameness == Sameness::Copy && found == record.token.serial {
+        return Err(CeremonyError::SameToken { serial: found });
+    }
+    site.token.require(&plan.sealing)?;
+    let session = site.token.login(plan.profile.login.user, pin)?;
+    let audited = |key: &TokenKey, purpose| audit(&session, key, purpose, sameness);
+    let key = audited(&record.kek, plan.sealing.kek_use())?;
+    let mac = record.mac_key.as_ref().map(|key| audited(key, KeyUse::Mac)).transpose()?;
+    let opened = open_proofs(plan, &session, KekKeys { key, mac }, record)?;
+    Ok(KeyProof { serial: found, library: site.module.info()?.library, opened })
+}
+
+/// The key, if its attributes are those of the record.
+fn audit(session: &Session, key: &TokenKey, purpose: KeyUse, sameness: Sameness) -> Result<Key, CeremonyError> {
+    let found = session.key(&key.label, key.id.as_bytes())?;
+    let mut expected: Attributes = key.attributes.clone();
+    let attributes = session.attributes(found)?;
+    if sameness == Sameness::Copy {
+        expected.retain(|name, _| !name.tells_of_birth());
+    }
+    let differs: Vec<Deviation> = deviations(purpose, &expected, &attributes);
+    if differs.is_empty() {
+        Ok(found)
+    } else {
+        Err(CeremonyError::Differs { label: key.label.clone(), deviations: differs })
+    }
+}
+
+fn open_proofs(plan: &TokenPlan, session: &Session, keys: KekKeys, record: &KekRecord) -> Result<usize, CeremonyError> {
+    for proof in &record.proofs {
+        let blob = proof.blob();
+        let form = blob.form();
+        let context = Context::proof(form, &record.ceremony.id.to_string(), record.kek.id.as_bytes());
+        let opened = session
+            .open(keys, &plan.sealing, form, blob.iv(), context.as_bytes(), blob.ciphertext())
+            .map_err(|error| CeremonyError::OtherKey { label: record.kek.label.clone(), error: Box::new(error) })?;
+        if Sha256::digest(&*opened)[..] != proof.challenge_sha256.0 {
+            return Err(CeremonyError::Proof("it opened a proof blob to something else"));
+        }
+    }
+    Ok(record.proofs.len())
+}
+
+/// Has a copy verified by a process of its own: a module is loaded once in a process, with one environment.
+pub(super) fn prove(
+    plan: &Path,
+    copy: &CopyPlan,
+    record: &KekRecord,
+    pin: Option<&Pin>,
+) -> Result<KeyProof, CeremonyError> {
+    let record = handed_over("record", record.to_json()?.as_bytes())?;
+    let pin = pin.map(|pin| handed_over("pin", pin.expose_secret().as_bytes())).transpose()?;
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["ceremony", "clone-check", "--json", "--copy", &copy.serial, "--plan"]).arg(plan);
+    command.arg("--record").arg(format!("/proc/self/fd/{}", record.as_raw_fd()));
+    if let Some(pin) = &pin {
+        command.arg("--pin-descriptor").arg(pin.as_raw_fd().to_string());
+    }
+    let system = |source| CeremonyError::System { what: "the copy cannot be looked at", source };
+    let output = command.stdin(Stdio::null()).output().map_err(system)?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let why = said.lines().find_map(|line| line.strip_prefix("hsm-kms: why: ")).unwrap_or("it did not say why");
+        return Err(CeremonyError::Copy { serial: copy.serial.clone(), why: why.to_owned() });
+    }
+    serde_json::from_slice(&output.stdout)
+        .map_err(|error| CeremonyError::Copy { serial: copy.serial.clone(), why: error.to_string() })
+}
+
+/// A file in memory that a child inherits.
+fn handed_over(name: &str, content: &[u8]) -> Result<OwnedFd, CeremonyError> {
+    let system = |source| CeremonyError::System { what: "memory for a process cannot be had", source };
+    let descriptor = memfd_create(name, MemfdFlags::empty()).map_err(|errno| system(errno.into()))?;
+    let mut file = std::fs::File::from(descriptor);
+    file.write_all(content).and_then(|()| file.rewind()).map_err(system)?;
+    Ok(file.into())
+}

@@ -1,0 +1,56 @@
+//! How the KEK outlives its token: copies on other tokens, each proved; or people who say that they know that there are none.
+
+use serde_json::json;
+
+use super::{KeyProof, Run};
+use crate::ceremony::CeremonyError;
+use crate::ceremony::steps::StepId;
+use crate::ceremony::transcript::EventKind;
+use crate::ceremony::{copies, rehearsal};
+use crate::profile::UserKind;
+use crate::record::{KekRecord, Kind, TokenCopy};
+
+/// Copies from which a KEK counts as one that outlives its token.
+const ENOUGH: usize = 2;
+
+impl Run<'_> {
+    pub(super) fn copies(&mut self, draft: &KekRecord) -> Result<Vec<TokenCopy>, CeremonyError> {
+        let planned = self.witnessed.copies.len();
+        self.step(StepId::Copies, json!({"planned": planned}), |run| {
+            let mut copies = Vec::new();
+            for (position, copy) in run.witnessed.copies.iter().enumerate() {
+                let text = format!(
+                    "Copy {:?} to the token with serial number {} with the vendor's tool.",
+                    draft.kek.label, copy.serial
+                );
+                run.console.tell(&text);
+                let question = format!("copy-{}", position + 1);
+                run.ask_until(&question, "type \"copied\" when that is done", |answer| {
+                    (answer == "copied").then_some(())
+                })?;
+                if run.options.kind == Kind::Rehearsal {
+                    rehearsal::copy_token(run.plan, &run.witnessed.serial, copy)?;
+                }
+                let needs_pin = copy.token.profile.login.user != UserKind::None;
+                let pin = needs_pin.then(|| run.pin(&format!("{question}-pin"))).transpose()?;
+                run.console.begin("open the proof blobs there");
+                let KeyProof { serial, library, opened } = copies::prove(run.options.plan, copy, draft, pin.as_ref())?;
+                run.console.done(&format!("token {serial} opened {opened} proof blobs: it has this KEK"));
+                let data = json!({"check": "copy", "serial": serial, "library": library, "opened": opened});
+                run.write(StepId::Copies.name(), EventKind::Check, data)?;
+                copies.push(TokenCopy { serial, library });
+            }
+            if copies.len() < ENOUGH {
+                run.console.tell(
+                    "NO-RECOVERY: fewer than two copies of this KEK are proved. If its token is lost, every Secret in etcd and in its \
+                     backups is lost. The plugin serves such a KEK only with kek.accept_data_loss.",
+                );
+                run.ask_until("no-recovery", "type NO-RECOVERY to go on, knowing this", |answer| {
+                    (answer == "NO-RECOVERY").then_some(())
+                })?;
+            }
+            let count = copies.len();
+            Ok((copies, json!({"proved": count, "recovery": if count < ENOUGH { "none" } else { "copies" }})))
+        })
+    }
+}

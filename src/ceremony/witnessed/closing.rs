@@ -1,0 +1,78 @@
+//! The end: the record, the bags, the words of the last event, and the files that are made from them.
+
+use serde_json::json;
+
+use super::{Closed, Proved, Run};
+use crate::ceremony::evidence;
+use crate::ceremony::output::{RECORD_FILE, write_new};
+use crate::ceremony::site::Site;
+use crate::ceremony::steps::StepId;
+use crate::ceremony::transcript::EventKind;
+use crate::ceremony::{CeremonyError, Plan, WitnessedPlan, words};
+use crate::record::Sha256Digest;
+
+impl Run<'_> {
+    pub(super) fn close(&mut self, site: &Site, proved: Proved) -> Result<Closed, CeremonyError> {
+        let Proved { read, proofs, copies } = proved;
+        let path = self.plan.output.join(RECORD_FILE);
+        self.step(StepId::Record, json!({"file": RECORD_FILE}), |run| {
+            let record = run.record(site, &read, &proofs, copies)?;
+            // An interrupted run may have left one; nobody has signed it.
+            if let Err(source) = std::fs::remove_file(&path)
+                && source.kind() != std::io::ErrorKind::NotFound
+            {
+                return Err(CeremonyError::System { what: "an earlier record cannot be removed", source });
+            }
+            run.console.begin("write the record");
+            write_new(&path, record.to_json()?.as_bytes())?;
+            let digest = evidence::file_digest(&path)?;
+            run.console.done(&path.display().to_string());
+            Ok(((), json!({"record_sha256": digest})))
+        })?;
+        let bags = self.step(StepId::Closing, json!({}), |run| {
+            let bags = run.bags()?;
+            let data = json!({"bags": bags});
+            Ok((bags, data))
+        })?;
+        let record_sha256 = evidence::file_digest(&path)?;
+        self.write("closing", EventKind::Closed, json!({"record_sha256": record_sha256, "bags": bags}))?;
+        let head = self.transcript.head();
+        self.console.heading("closed", "", &[("SHA-256", &head.to_string()), ("words", &words(&head))]);
+        self.console.tell("The witness reads the words aloud; all write them on their script.");
+        finish(self.plan, self.witnessed)
+    }
+
+    /// The numbers of the bags that the evidence goes into, each typed twice.
+    fn bags(&mut self) -> Result<Vec<String>, CeremonyError> {
+        let mut bags = Vec::new();
+        for number in 1..=BAGS {
+            let ask = |run: &mut Self, text: &str| {
+                run.ask_until(&format!("bag-{number}"), text, |answer| {
+                    let fits =
+                        (1..=40).contains(&answer.len()) && answer.chars().all(|c| c.is_ascii_graphic() || c == ' ');
+                    fits.then(|| answer.to_owned())
+                })
+            };
+            let first = ask(self, &format!("number of bag {number}, or \"none\""))?;
+            let second = ask(self, "the same again")?;
+            if first != second {
+                return Err(CeremonyError::Refused("the number of a bag was typed in two ways"));
+            }
+            if first != "none" {
+                bags.push(first);
+            }
+        }
+        Ok(bags)
+    }
+}
+
+/// Bags for the evidence: one for each of two places.
+const BAGS: usize = 2;
+
+/// Writes what is made from a closed transcript: statement, signers, script, report, sums.
+pub(super) fn finish(plan: &Plan, witnessed: &WitnessedPlan) -> Result<Closed, CeremonyError> {
+    let directory = &plan.output;
+    let (record, events) = evidence::write_all(plan, witnessed)?;
+    let head = events.last().map_or(Sha256Digest([0; 32]), |event| event.hash);
+    Ok(Closed { record, directory: directory.clone(), head })
+}

@@ -1,0 +1,179 @@
+//! Login, and the key: made, or found after a crash; destroyed if it is not a KEK.
+
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::{Value, json};
+
+use super::Run;
+use crate::ceremony::CeremonyError;
+use crate::ceremony::keys::Keys;
+use crate::ceremony::site::Site;
+use crate::ceremony::steps::StepId;
+use crate::ceremony::transcript::{Event, EventKind};
+use crate::pin::PinError;
+use crate::pkcs11::{self, Session};
+use crate::profile::{KeyGeneration, UserKind};
+use crate::secret::Pin;
+
+/// What an interrupted ceremony may have left on the token.
+pub(super) struct EarlierKeys {
+    /// It began to make keys, and did not destroy them.
+    may_exist: bool,
+    /// `CKA_ID`s that it chose, or that the token gave, in hex.
+    ids: Vec<String>,
+}
+
+impl EarlierKeys {
+    /// What these events tell.
+    pub(super) fn of(events: &[Event]) -> Self {
+        let mut earlier = Self { may_exist: false, ids: Vec::new() };
+        for event in events {
+            let ids = event.data.get("cka_ids").and_then(Value::as_array);
+            let ids = ids.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned);
+            match (event.step.as_str(), event.kind) {
+                ("generate" | "import", EventKind::Intent | EventKind::Result) => {
+                    earlier.may_exist |= event.kind == EventKind::Intent;
+                    earlier.ids.extend(ids);
+                }
+                ("destroy", EventKind::Result) if event.data.get("destroyed") == Some(&Value::Bool(true)) => {
+                    earlier = Self { may_exist: false, ids: Vec::new() };
+                }
+                _ => {}
+            }
+        }
+        earlier
+    }
+}
+
+impl Run<'_> {
+    pub(super) fn login(&mut self, site: &Site) -> Result<Session, CeremonyError> {
+        self.step(StepId::Login, json!({"token": run_label(site), "attempts": 1}), |run| {
+            let login = &run.plan.token.profile.login;
+            let pin = if login.user == UserKind::None {
+                run.console
+                    .tell("Nobody logs in with this module: it has means of its own, such as a PIN pad or cards.");
+                None
+            } else {
+                Some(run.pin("pin")?)
+            };
+            if let Some(pin) = &pin
+                && !login.pin.fits(pin.expose_secret())
+            {
+                // Some tokens count a PIN of the wrong form as an attempt.
+                return Err(pkcs11::Error::from(PinError::Form { form: login.pin }).into());
+            }
+            run.console.begin("log in, one attempt");
+            let session = site.token.login(login.user, pin.as_ref())?;
+            run.console.done("logged in");
+            Ok((session, json!({"logged_in": true})))
+        })
+    }
+
+    /// Two people type a half of the PIN each.
+    pub(super) fn pin(&mut self, question: &str) -> Result<Pin, CeremonyError> {
+        let holders = self.witnessed.people.pin_holders(|person| self.is_present(person));
+        let mut pin = zeroize::Zeroizing::new(String::new());
+        for (position, person) in holders.iter().enumerate() {
+            let text = format!("{}: half {} of the PIN", person.name, position + 1);
+            let half = self.console.ask_hidden(&format!("{question}-{}", position + 1), &text)?;
+            if half.expose_secret().is_empty() {
+                return Err(CeremonyError::Refused("a half of the PIN is empty"));
+            }
+            pin.push_str(half.expose_secret());
+        }
+        Ok(SecretString::from(pin.as_str()))
+    }
+
+    /// Makes the keys of the plan, or finds what an interrupted run of this ceremony has made.
+    pub(super) fn make(&mut self, login: &Session) -> Result<Keys, CeremonyError> {
+        let mut keys = Keys::new(self.plan);
+        if self.plan.token.profile.key.generate == KeyGeneration::Tool {
+            self.step(StepId::Generate, json!({"by": "the vendor's tool", "keys": keys.labels()}), |run| {
+                run.console.begin("find the keys that the vendor's tool made");
+                keys.find(login)?;
+                run.console.done(&keys.labels());
+                Ok(((), json!({"found": keys.labels()})))
+            })?;
+            return Ok(keys);
+        }
+        let is_made = self.earlier.may_exist && self.settle(login, &mut keys)?;
+        if is_made {
+            return Ok(keys);
+        }
+        keys.choose_ids(login)?;
+        let intent = json!({"keys": keys.labels(), "cka_ids": keys.ids(), "templates": keys.describe()?});
+        let made = self.step(StepId::Generate, intent, |run| {
+            run.console.begin("check that the name is free");
+            keys.check_free(login)?;
+            run.console.done(&format!("nothing on the token is named {}", keys.labels()));
+            run.console.begin("generate");
+            keys.generate(login)?;
+            run.console.done(keys.summary());
+            let data = json!({"made": keys.summary(), "cka_ids": keys.ids()});
+            Ok(((), data))
+        });
+        match made {
+            Ok(()) => Ok(keys),
+            Err(cause) if cause.is_interruption() => Err(cause),
+            Err(cause) => Err(self.destroy(login, &mut keys, cause)),
+        }
+    }
+
+    /// Looks for what an interrupted run has made. `true`: it is whole, and the ceremony goes on with it. `false`: nothing is left.
+    fn settle(&mut self, login: &Session, keys: &mut Keys) -> Result<bool, CeremonyError> {
+        let found = keys.present(login)?;
+        let list: Vec<_> = found.iter().map(|(_, what)| what.clone()).collect();
+        self.show(StepId::Generate)?;
+        self.write("generate", EventKind::Check, json!({"check": "left-by-interruption", "found": list}))?;
+        if found.is_empty() {
+            self.console.tell("The interrupted run left no key on the token.");
+            return Ok(false);
+        }
+        if keys.adopt(login)? {
+            if keys.ids().iter().all(|id| self.earlier.ids.contains(id)) {
+                self.console.tell(&format!("The interrupted run made {}: it is verified now.", list.join(" and ")));
+                return Ok(true);
+            }
+            keys.forget();
+        }
+        let text = format!(
+            "On the token: {}. That is not, or not all of, what the transcript says this ceremony made. \
+             The administrator types \"destroy\" to destroy it for good, or anything else to stop",
+            list.join(", ")
+        );
+        self.console.tell(&text);
+        let answer = self.console.ask("destroy", "destroy it")?;
+        self.write("destroy", EventKind::Answer, json!({"answer": answer}))?;
+        if answer != "destroy" {
+            return Err(CeremonyError::Refused("what the interrupted run left on the token is not to be destroyed"));
+        }
+        self.write("destroy", EventKind::Intent, json!({"objects": list}))?;
+        let outcome = found.iter().try_for_each(|(key, _)| login.destroy(*key));
+        let left = keys.present(login)?.len();
+        self.write("destroy", EventKind::Result, json!({"destroyed": left == 0, "left": left}))?;
+        outcome?;
+        Ok(false)
+    }
+
+    /// Destroys what was made, and writes down why.
+    pub(super) fn destroy(&mut self, login: &Session, keys: &mut Keys, cause: CeremonyError) -> CeremonyError {
+        if keys.is_nothing_made() {
+            return cause;
+        }
+        let intent = json!({"keys": keys.labels(), "because": cause.to_string()});
+        if let Err(error) = self.write("destroy", EventKind::Intent, intent) {
+            return error;
+        }
+        let console = &mut *self.console;
+        console.say("");
+        let cause = keys.destroy(login, cause, &mut |outcome| console.tell(outcome));
+        let is_left = matches!(cause, CeremonyError::LeftBehind { .. });
+        match self.write("destroy", EventKind::Result, json!({"destroyed": !is_left})) {
+            Ok(()) => cause,
+            Err(error) => error,
+        }
+    }
+}
+
+fn run_label(site: &Site) -> &str {
+    &site.token.info().label
+}

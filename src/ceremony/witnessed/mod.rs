@@ -1,0 +1,352 @@
+//! A ceremony before people: one step after the other, each written down before the next begins.
+//!
+//! After a crash it runs again from its first step, with the people who are then there; only the key is not made again, but found
+//! by what the transcript says of it. So no step needs to know how far it had come.
+
+mod backup;
+mod closing;
+mod key;
+mod opening;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use self::closing::finish;
+use self::key::EarlierKeys;
+use super::console::Console;
+use super::copies::KeyProof;
+use super::evidence;
+use super::output::{check_empty, write_new};
+use super::people::{Person, Role};
+use super::prove::{self, ReadBack};
+use super::site::Site;
+use super::steps::{Owner, Step, StepId, steps};
+use super::transcript::{Event, EventKind, Transcript, TranscriptError};
+use super::{CeremonyError, Plan, WitnessedPlan, without_core_dumps};
+use crate::record::{
+    Ceremony, CeremonyId, KekRecord, Kind, Origin, Participant, Proof, Sha256Digest, TokenCopy, UtcTime, Witnessed,
+};
+
+/// How a ceremony is run.
+pub struct Options<'a> {
+    /// Production, or a rehearsal on a throw-away token.
+    pub kind: Kind,
+    /// The plan's file: copies are proved in processes of their own, which read it again.
+    pub plan: &'a Path,
+    /// Go on with one that was interrupted.
+    pub resume: bool,
+    /// Directory of a rehearsal of the same plan.
+    pub rehearsal: Option<&'a Path>,
+    /// Record of the KEK that this one follows.
+    pub previous: Option<&'a Path>,
+}
+
+/// What a ceremony made.
+pub struct Closed {
+    /// The record, as written.
+    pub record: KekRecord,
+    /// The directory with record and evidence.
+    pub directory: PathBuf,
+    /// Hash of the last event.
+    pub head: Sha256Digest,
+}
+
+/// A ceremony that is being held.
+struct Run<'a> {
+    plan: &'a Plan,
+    witnessed: &'a WitnessedPlan,
+    options: &'a Options<'a>,
+    console: &'a mut Console,
+    transcript: Transcript,
+    id: CeremonyId,
+    steps: Vec<Step>,
+    exceptions: BTreeMap<String, String>,
+    /// Exceptions that were needed, in words.
+    used: Vec<String>,
+    /// Who is there.
+    present: Vec<&'a Person>,
+    earlier: EarlierKeys,
+}
+
+/// Holds the ceremony.
+pub fn run(
+    plan: &Plan,
+    witnessed: &WitnessedPlan,
+    options: &Options<'_>,
+    console: &mut Console,
+) -> Result<Closed, CeremonyError> {
+    without_core_dumps()?;
+    let tool_sha256 = program_digest()?;
+    let (transcript, id, earlier) = if options.resume {
+        let resumed = Transcript::resume(&plan.output, &witnessed.lock.digest);
+        if matches!(resumed, Err(TranscriptError::Closed { .. })) {
+            return finish(plan, witnessed);
+        }
+        let (transcript, events, torn) = resumed?;
+        let id = ceremony_id(&events)?;
+        (transcript, id, Some((events, torn)))
+    } else {
+        check_empty(&plan.output)?;
+        write_new(&plan.output.join(evidence::PLAN_FILE), &witnessed.lock.json)?;
+        let id = CeremonyId::new(super::keys::random()?);
+        let opening = json!({
+            "ceremony_id": id,
+            "kind": options.kind,
+            "plan_sha256": witnessed.lock.digest,
+            "tool": super::TOOL,
+            "tool_sha256": tool_sha256,
+        });
+        (Transcript::create(&plan.output, &witnessed.lock.digest, "opening", object(opening))?, id, None)
+    };
+    let (events, torn) = earlier.unwrap_or_default();
+    let mut run = Run {
+        plan,
+        witnessed,
+        options,
+        console,
+        transcript,
+        id,
+        steps: steps(witnessed),
+        exceptions: exceptions(&events),
+        used: Vec::new(),
+        present: Vec::new(),
+        earlier: EarlierKeys::of(&events),
+    };
+    if options.resume {
+        let data = json!({"torn_bytes": torn, "tool": super::TOOL, "tool_sha256": tool_sha256});
+        run.write("resumed", EventKind::Resumed, data)?;
+    }
+    run.hold()
+}
+
+impl Run<'_> {
+    fn hold(&mut self) -> Result<Closed, CeremonyError> {
+        if self.console.is_answered_from_file() && self.options.kind == Kind::Production {
+            self.used.push("answers came from a file, not from people".to_owned());
+            self.write(
+                "people",
+                EventKind::Exception,
+                json!({"check": "answers", "reason": "answers come from a file"}),
+            )?;
+        }
+        self.open()?;
+        let site = self.preflight()?;
+        let login = self.login(&site)?;
+        let mut keys = self.make(&login)?;
+        let closed = self.prove(&site, &keys).and_then(|proved| self.close(&site, proved));
+        closed.map_err(|cause| {
+            self.console.stopped();
+            if cause.is_interruption() { cause } else { self.destroy(&login, &mut keys, cause) }
+        })
+    }
+
+    /// Everything between the key and the record.
+    fn prove(&mut self, site: &Site, keys: &super::keys::Keys) -> Result<Proved, CeremonyError> {
+        let session = site.token.open_session()?;
+        let read = self.step(StepId::ReadBack, json!({"session": "new"}), |run| {
+            run.console.begin("read the attributes");
+            let read = prove::read_back(run.plan, &session, keys)?;
+            run.console.done(&read.summary());
+            let data = json!({
+                "attributes": read.kek.attributes,
+                "mac_key_attributes": read.mac.as_ref().map(|key| &key.attributes),
+                "deviations": read.deviations,
+            });
+            Ok((read, data))
+        })?;
+        self.step(StepId::NegativeTests, json!({"keys": keys.labels()}), |run| {
+            run.console.begin("try what the token must refuse");
+            let refusals = prove::refusals(run.plan, &session, keys, &read)?;
+            run.console.done(&format!("{} attempts, none made a key less secret", refusals.len()));
+            let list: Vec<_> = refusals
+                .iter()
+                .map(|refusal| json!({"key": refusal.key, "attempt": refusal.attempt, "answer": refusal.answer}))
+                .collect();
+            Ok(((), json!({"refusals": list})))
+        })?;
+        let proofs = self.step(StepId::Proofs, json!({"count": prove::PROOFS}), |run| {
+            run.console.begin("seal and open proof blobs");
+            let proofs = prove::proofs(run.plan, &session, &run.id, &read)?;
+            run.console.done(&format!("{} proof blobs; a changed blob and a wrong context were refused", proofs.len()));
+            let digests: Vec<_> = proofs.iter().map(|proof| proof.challenge_sha256.to_string()).collect();
+            Ok((proofs, json!({"challenge_sha256": digests})))
+        })?;
+        drop(session);
+        let draft = self.record(site, &read, &proofs, Vec::new())?;
+        let copies = self.copies(&draft)?;
+        self.step(StepId::Attestation, json!({}), |run| {
+            run.console.tell("This release reads no vendor's attestation of a secret key. The record says \"none\".");
+            Ok(((), json!({"attestation": "none"})))
+        })?;
+        Ok(Proved { read, proofs, copies })
+    }
+
+    /// The record of what was proved so far.
+    fn record(
+        &self,
+        site: &Site,
+        read: &ReadBack,
+        proofs: &[Proof],
+        copies: Vec<TokenCopy>,
+    ) -> Result<KekRecord, CeremonyError> {
+        let people = self.present.iter().map(|person| Participant { name: person.name.to_string(), role: person.role });
+        let witnessed = Witnessed {
+            plan_sha256: self.witnessed.lock.digest,
+            transcript_head: self.transcript.head(),
+            origin: if self.witnessed.import.is_some() { Origin::Imported } else { Origin::Generated },
+            people: people.collect(),
+            copies,
+            exceptions: self.used.clone(),
+            previous_record_sha256: self.witnessed.previous,
+        };
+        Ok(KekRecord::new(
+            self.options.kind,
+            Ceremony { id: self.id, time: UtcTime::now(), tool: super::TOOL.to_owned() },
+            self.plan.cluster.clone(),
+            self.plan.token.profile.full_name(),
+            site.module_record(&self.plan.token)?,
+            site.token_record(),
+            read.kek.clone(),
+            read.mac.clone(),
+            proofs.to_vec(),
+            read.deviations.clone(),
+            Some(witnessed),
+        ))
+    }
+
+    /// Shows the step, writes down that it begins, does it, and writes down what came of it.
+    fn step<T>(
+        &mut self,
+        id: StepId,
+        intent: Value,
+        work: impl FnOnce(&mut Self) -> Result<(T, Value), CeremonyError>,
+    ) -> Result<T, CeremonyError> {
+        self.show(id)?;
+        self.write(id.name(), EventKind::Intent, intent)?;
+        match work(self) {
+            Ok((value, data)) => {
+                self.write(id.name(), EventKind::Result, data)?;
+                Ok(value)
+            }
+            Err(error) => {
+                self.console.stopped();
+                self.write(id.name(), EventKind::Result, json!({"failed": error.to_string()}))?;
+                Err(error)
+            }
+        }
+    }
+
+    /// The screen of a step.
+    fn show(&mut self, id: StepId) -> Result<(), CeremonyError> {
+        let total = self.steps.len();
+        let Some((number, step)) = self.steps.iter().enumerate().find(|(_, step)| step.id == id) else { return Ok(()) };
+        let who = self.owner(step.owner);
+        let stamp = if self.options.kind == Kind::Rehearsal { "REHEARSAL, " } else { "" };
+        let title = format!("{stamp}{} of {total}: {}", number + 1, step.title);
+        let minutes = format!("{} min", step.minutes);
+        let lines = [("Who", who.as_str()), ("What", step.what), ("Why", step.why)];
+        self.console.heading(&title, &minutes, &lines);
+        Ok(self.console.pause()?)
+    }
+
+    /// Who acts, by name.
+    fn owner(&self, owner: Owner) -> String {
+        let of = |role: Role| {
+            let named: Vec<_> = self
+                .witnessed
+                .people
+                .all()
+                .iter()
+                .filter(|person| person.role == role)
+                .map(|p| p.name.as_str())
+                .collect();
+            named.join(", ")
+        };
+        match owner {
+            Owner::Everybody => "everybody, one after the other".to_owned(),
+            Owner::One(role) => format!("{} ({})", of(role), role.word()),
+            Owner::PinHolders => {
+                let holders = self.witnessed.people.pin_holders(|person| self.is_present(person));
+                let names: Vec<_> = holders.iter().map(|person| person.name.as_str()).collect();
+                format!("{}, one after the other", names.join(" and "))
+            }
+            Owner::EachCustodian => "each custodian alone; the others leave the screen".to_owned(),
+            Owner::Program => "the program; all watch".to_owned(),
+        }
+    }
+
+    fn is_present(&self, person: &Person) -> bool {
+        self.present.iter().any(|present| present.name == person.name)
+    }
+
+    /// Writes down an event, and makes sure that it is on the disk.
+    fn write(&mut self, step: &str, kind: EventKind, data: Value) -> Result<(), CeremonyError> {
+        self.transcript.append(step, kind, object(data))?;
+        Ok(())
+    }
+
+    /// A check that does not hold passes only by an exception that somebody answers for.
+    fn except(&mut self, check: &'static str, found: &str) -> Result<(), CeremonyError> {
+        let Some(reason) = self.exceptions.get(check) else {
+            return Err(CeremonyError::Check { check, found: found.to_owned() });
+        };
+        self.used.push(format!("{check}: {found}; {reason}"));
+        Ok(())
+    }
+}
+
+/// Writes into the transcript of an interrupted ceremony who decided to go on although a check fails.
+pub fn add_exception(
+    plan: &Plan,
+    witnessed: &WitnessedPlan,
+    check: &str,
+    reason: &str,
+    decided_by: &Person,
+) -> Result<(), CeremonyError> {
+    let (mut transcript, _, torn) = Transcript::resume(&plan.output, &witnessed.lock.digest)?;
+    let resumed = json!({"torn_bytes": torn, "tool": super::TOOL, "tool_sha256": program_digest()?});
+    transcript.append("resumed", EventKind::Resumed, object(resumed))?;
+    let data = json!({"check": check, "reason": reason, "decided_by": decided_by.name.as_str()});
+    transcript.append(check, EventKind::Exception, object(data))?;
+    Ok(())
+}
+
+/// What stands when the record is written.
+struct Proved {
+    read: ReadBack,
+    proofs: Vec<Proof>,
+    copies: Vec<TokenCopy>,
+}
+
+/// Exceptions that the transcript holds, by the name of their check.
+fn exceptions(events: &[Event]) -> BTreeMap<String, String> {
+    let texts = |data: &Map<String, Value>| {
+        let text = |name| data.get(name).and_then(Value::as_str).map(str::to_owned);
+        Some((text("check")?, format!("{} (decided by {})", text("reason")?, text("decided_by")?)))
+    };
+    events.iter().filter(|event| event.kind == EventKind::Exception).filter_map(|event| texts(&event.data)).collect()
+}
+
+/// Which ceremony these events are of.
+fn ceremony_id(events: &[Event]) -> Result<CeremonyId, CeremonyError> {
+    let id = events.first().and_then(|event| event.data.get("ceremony_id")?.as_str()?.parse().ok());
+    id.ok_or(CeremonyError::Proof("the transcript does not say which ceremony it is of"))
+}
+
+/// The fields of a JSON object.
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    }
+}
+
+/// SHA-256 of this program.
+pub(super) fn program_digest() -> Result<Sha256Digest, CeremonyError> {
+    let bytes = std::fs::read("/proc/self/exe")
+        .map_err(|source| CeremonyError::System { what: "the program cannot be read for its hash", source })?;
+    Ok(Sha256Digest(Sha256::digest(bytes).into()))
+}

@@ -1,0 +1,184 @@
+//! `hsm-kms ceremony preflight`, `clone-check` and `verify-key`: what a token is and holds, without changing it.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+
+use super::{failed, load, print, print_json, with_environment, witnessed_part};
+use crate::ceremony::preflight::{self, CheckOutcome};
+use crate::ceremony::{self, Console, KeyProof, Plan, Sameness};
+use crate::cli::CliError;
+use crate::config::Token;
+use crate::exit::ExitCode;
+use crate::pin::PinSource;
+use crate::profile::UserKind;
+use crate::record::KekRecord;
+use crate::secret::Pin;
+
+/// Check machine, module and token for a plan
+#[derive(Args, Debug)]
+pub(super) struct PreflightArgs {
+    /// The plan
+    #[arg(long, value_name = "FILE")]
+    plan: PathBuf,
+    /// Directory of a rehearsal of the same plan
+    #[arg(long, value_name = "DIR")]
+    rehearsal: Option<PathBuf>,
+    /// Print the PKCS#11 calls, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Write the checks as JSON to standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prove that another token holds a copy of the KEK
+#[derive(Args, Debug)]
+pub(super) struct CloneCheckArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Serial number of the token, as it stands in the plan under `copies`
+    #[arg(long, value_name = "SERIAL")]
+    copy: String,
+}
+
+/// Prove that the token holds the KEK of a record
+#[derive(Args, Debug)]
+pub(super) struct VerifyKeyArgs {
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args, Debug)]
+struct Common {
+    /// The plan: it says how the token is reached
+    #[arg(long, value_name = "FILE")]
+    plan: PathBuf,
+    /// The record [default: the one in the plan's output directory]
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// A descriptor to read the PIN from, in place of a terminal
+    #[arg(long, hide = true, value_name = "NUMBER")]
+    pin_descriptor: Option<i32>,
+    /// Print the PKCS#11 calls, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Write what was proved as JSON to standard output
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn preflight(args: &PreflightArgs) -> Result<ExitCode, CliError> {
+    let plan = load(&args.plan)?;
+    let witnessed = witnessed_part(&plan, "preflight")?;
+    if args.dry_run {
+        return show_calls(ceremony::PREFLIGHT_CALLS, args.json);
+    }
+    with_environment(&plan.token.environment)?;
+    let checks = preflight::alone(&plan, witnessed, args.rehearsal.as_deref()).map_err(|error| failed(&error))?;
+    if args.json {
+        print_json(&json!(checks))?;
+    } else {
+        print(&format!("{}\n", preflight::table(&checks)))?;
+    }
+    let holds = |outcome| matches!(outcome, CheckOutcome::Holds | CheckOutcome::Noted);
+    Ok(if checks.iter().all(|check| holds(check.outcome)) { ExitCode::Done } else { ExitCode::DoesNotHold })
+}
+
+pub(super) fn clone_check(args: &CloneCheckArgs) -> Result<ExitCode, CliError> {
+    let plan = load(&args.common.plan)?;
+    let witnessed = witnessed_part(&plan, "clone-check")?;
+    let copy = witnessed.copies.iter().find(|copy| copy.serial == args.copy).ok_or_else(|| {
+        let serials: Vec<_> = witnessed.copies.iter().map(|copy| copy.serial.as_str()).collect();
+        CliError {
+            code: ExitCode::BadUsage,
+            what: "the copy was not looked at".to_owned(),
+            why: format!("the plan has no copy with serial number {:?}", args.copy),
+            hint: format!("one of: {}", serials.join(", ")),
+        }
+    })?;
+    verify(&args.common, &plan, &copy.token, Some(&copy.serial), Sameness::Copy)
+}
+
+pub(super) fn verify_key(args: &VerifyKeyArgs) -> Result<ExitCode, CliError> {
+    let plan = load(&args.common.plan)?;
+    verify(&args.common, &plan, &plan.token, None, Sameness::Original)
+}
+
+fn verify(
+    args: &Common,
+    plan: &Plan,
+    token: &Token,
+    serial: Option<&str>,
+    sameness: Sameness,
+) -> Result<ExitCode, CliError> {
+    if args.dry_run {
+        return show_calls(ceremony::VERIFY_CALLS, args.json);
+    }
+    with_environment(&token.environment)?;
+    let default = plan.output.join("kek-record.json");
+    let path = args.record.as_deref().unwrap_or(&default);
+    let record = KekRecord::read(path).map_err(|error| CliError {
+        code: ExitCode::BadUsage,
+        what: "the KEK record cannot be used".to_owned(),
+        why: error.to_string(),
+        hint: error.hint(),
+    })?;
+    let pin = pin(args, token)?;
+    let serial = serial.unwrap_or(&record.token.serial);
+    let proof = ceremony::verify_key(token, serial, &record, pin.as_ref(), sameness).map_err(|error| CliError {
+        what: "the token did not prove that it holds the KEK".to_owned(),
+        ..failed(&error)
+    })?;
+    show(&proof, path, args.json)
+}
+
+/// The PIN from its source, or typed in two halves; none where nobody logs in.
+fn pin(args: &Common, token: &Token) -> Result<Option<Pin>, CliError> {
+    if token.profile.login.user == UserKind::None {
+        return Ok(None);
+    }
+    let source = args.pin_descriptor.map(PinSource::Descriptor).or_else(|| token.pin.clone());
+    if let Some(source) = source {
+        let pin =
+            source.read(token.profile.login.pin).map_err(|error| failed(&crate::pkcs11::Error::from(error).into()))?;
+        return Ok(Some(pin));
+    }
+    let mut console = Console::new(None).map_err(|error| failed(&error.into()))?;
+    let mut half = |name: &str| {
+        console.ask_hidden("pin", &format!("{name} half of the PIN")).map_err(|error| failed(&error.into()))
+    };
+    let (first, second) = (half("first")?, half("second")?);
+    let whole = zeroize::Zeroizing::new(format!("{}{}", first.expose_secret(), second.expose_secret()));
+    if !token.profile.login.pin.fits(&whole) {
+        let error = crate::pin::PinError::Form { form: token.profile.login.pin };
+        return Err(failed(&crate::pkcs11::Error::from(error).into()));
+    }
+    Ok(Some(SecretString::from(whole.as_str())))
+}
+
+fn show(proof: &KeyProof, record: &Path, json: bool) -> Result<ExitCode, CliError> {
+    if json {
+        print_json(&json!(proof))?;
+    } else {
+        print(&format!(
+            "the token with serial number {} holds the KEK of {}:\nall attributes are as recorded, {} of {} proof blobs opened\n",
+            proof.serial,
+            record.display(),
+            proof.opened,
+            proof.opened,
+        ))?;
+    }
+    Ok(ExitCode::Done)
+}
+
+fn show_calls(calls: &[&str], json: bool) -> Result<ExitCode, CliError> {
+    if json {
+        print_json(&json!(calls))?;
+    } else {
+        print(&calls.iter().map(|call| format!("{call}\n")).collect::<String>())?;
+    }
+    Ok(ExitCode::Done)
+}

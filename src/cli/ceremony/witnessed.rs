@@ -1,0 +1,230 @@
+//! `hsm-kms ceremony run`, `rotate` and `rehearse`: the people's ceremony on this terminal.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::Args;
+
+use super::{failed, load, print, print_json, trial, unusable, with_environment, witnessed_part};
+use crate::ceremony::{self, Answers, Closed, Console, Options, PIN_HALVES, Plan, Stage, WitnessedPlan};
+use crate::cli::CliError;
+use crate::exit::ExitCode;
+use crate::record::{Kind, Recovery};
+
+/// Hold the ceremony of a plan
+#[derive(Args, Debug)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    common: Common,
+    /// The plan that was agreed to: its SHA-256, or its twelve words
+    #[arg(long, value_name = "SHA256|WORDS")]
+    expect_plan: Option<String>,
+    /// Directory of a rehearsal of the same plan, not older than 30 days
+    #[arg(long, value_name = "DIR")]
+    rehearsal: Option<PathBuf>,
+    /// Go on with a ceremony that was interrupted
+    #[arg(long)]
+    resume: bool,
+    /// The plan that this one is a rehearsal of
+    #[arg(long, hide = true, value_name = "FILE")]
+    rehearses: Option<PathBuf>,
+}
+
+/// Hold the ceremony of a KEK that follows another
+#[derive(Args, Debug)]
+pub(super) struct RotateArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Record of the KEK before; the plan names its SHA-256 under `previous`
+    #[arg(long, value_name = "FILE")]
+    previous: PathBuf,
+}
+
+/// Hold the ceremony of a plan on a throw-away token
+#[derive(Args, Debug)]
+pub(super) struct RehearseArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Directory for the rehearsal's evidence: exists, and is empty
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// Record of the KEK before, if the plan names one
+    #[arg(long, value_name = "FILE")]
+    previous: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+struct Common {
+    /// The plan: the only input (docs/ceremony.md)
+    #[arg(long, value_name = "FILE")]
+    plan: PathBuf,
+    /// Answers in place of a terminal; the record says so
+    #[arg(long, value_name = "FILE")]
+    answers: Option<PathBuf>,
+    /// Print each step and each PKCS#11 call with its template, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Write what was made as JSON to standard output
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
+    hold(args, None)
+}
+
+pub(super) fn rotate(args: &RotateArgs) -> Result<ExitCode, CliError> {
+    let plan = load(&args.run.common.plan)?;
+    witnessed_part(&plan, "rotate")?;
+    hold(&args.run, Some(&args.previous))
+}
+
+fn hold(args: &RunArgs, previous: Option<&Path>) -> Result<ExitCode, CliError> {
+    let Common { plan: file, answers, dry_run, json } = &args.common;
+    let mut plan = load(file)?;
+    if *dry_run {
+        return show_calls(&plan, *json);
+    }
+    with_environment(&plan.token.environment)?;
+    if plan.witnessed.is_none() {
+        refuse_people(args)?;
+        trial::run(&plan, *json)?;
+        return Ok(ExitCode::Done);
+    }
+    if let (Some(rehearsed), Some(witnessed)) = (&args.rehearses, &mut plan.witnessed) {
+        witnessed.lock = witnessed_part(&load(rehearsed)?, "rehearse")?.lock.clone();
+    }
+    let witnessed = witnessed_part(&plan, "run")?;
+    let kind = if args.rehearses.is_some() { Kind::Rehearsal } else { Kind::Production };
+    if kind == Kind::Production {
+        check_expected(witnessed, args.expect_plan.as_deref())?;
+    }
+    let options = Options { kind, plan: file, resume: args.resume, rehearsal: args.rehearsal.as_deref(), previous };
+    let answers = answers.as_deref().map(Answers::read).transpose().map_err(|error| CliError {
+        code: ExitCode::BadUsage,
+        what: "the answers cannot be used".to_owned(),
+        why: error.to_string(),
+        hint: error.hint(),
+    })?;
+    let mut console = Console::new(answers).map_err(|error| failed(&error.into()))?;
+    if kind == Kind::Rehearsal {
+        let [first, second] = PIN_HALVES;
+        console.tell(&format!(
+            "REHEARSAL on a token that is thrown away. Its PIN: first half {first}, second half {second}."
+        ));
+    }
+    let closed = ceremony::run(&plan, witnessed, &options, &mut console).map_err(|error| failed(&error))?;
+    show(&closed, *json)?;
+    Ok(ExitCode::Done)
+}
+
+pub(super) fn rehearse(args: &RehearseArgs) -> Result<ExitCode, CliError> {
+    let Common { plan: file, answers, dry_run, json } = &args.common;
+    let plan = load(file)?;
+    let witnessed = witnessed_part(&plan, "rehearse")?;
+    if *dry_run {
+        return show_calls(&plan, *json);
+    }
+    let stage = Stage::new(witnessed, &args.output).map_err(|error| failed(&error))?;
+    let staged = stage.plan(witnessed).map_err(|error| unusable(&error))?;
+    // In a process of its own: the module reads its configuration from the environment.
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["ceremony", if args.previous.is_some() { "rotate" } else { "run" }]);
+    command.arg("--plan").arg(stage.plan_file()).arg("--rehearses").arg(file);
+    for (name, value) in [("--answers", answers), ("--previous", &args.previous)] {
+        if let Some(value) = value {
+            command.arg(name).arg(value);
+        }
+    }
+    if *json {
+        command.arg("--json");
+    }
+    let status = command.envs(&staged.token.environment).status().map_err(|error| CliError {
+        code: ExitCode::NotReachable,
+        what: "the rehearsal cannot be started".to_owned(),
+        why: error.to_string(),
+        hint: "try again".to_owned(),
+    })?;
+    Ok(match status.code() {
+        Some(0) => ExitCode::Done,
+        Some(1) => ExitCode::DoesNotHold,
+        Some(2) => ExitCode::BadUsage,
+        _ => ExitCode::NotReachable,
+    })
+}
+
+/// A production ceremony says which plan was agreed to.
+fn check_expected(witnessed: &WitnessedPlan, expected: Option<&str>) -> Result<(), CliError> {
+    let Some(expected) = expected else {
+        return Err(CliError {
+            code: ExitCode::BadUsage,
+            what: "the plan that was agreed to is not named".to_owned(),
+            why: "a production ceremony runs only the plan of the printed script".to_owned(),
+            hint: "give the script's SHA-256 or words: --expect-plan".to_owned(),
+        });
+    };
+    witnessed.check_expected(expected).map_err(|error| unusable(&error))
+}
+
+/// A trial has no people, and nothing that takes people.
+fn refuse_people(args: &RunArgs) -> Result<(), CliError> {
+    let given = [
+        ("--answers", args.common.answers.is_some()),
+        ("--expect-plan", args.expect_plan.is_some()),
+        ("--rehearsal", args.rehearsal.is_some()),
+        ("--resume", args.resume),
+    ];
+    given.into_iter().find(|(_, is_given)| *is_given).map_or(Ok(()), |(name, _)| {
+        Err(CliError {
+            code: ExitCode::BadUsage,
+            what: format!("{name} is not for trials"),
+            why: "the plan says `kind: trial`: it runs unattended".to_owned(),
+            hint: format!("leave {name} away"),
+        })
+    })
+}
+
+fn show_calls(plan: &Plan, json: bool) -> Result<ExitCode, CliError> {
+    let steps = ceremony::calls(plan).map_err(|error| failed(&error))?;
+    if json {
+        print_json(&serde_json::json!(steps))?;
+    } else {
+        let text: String = steps
+            .iter()
+            .map(|step| {
+                let calls: String = step.calls.iter().map(|call| format!("    {call}\n")).collect();
+                format!("{}\n{calls}", step.title)
+            })
+            .collect();
+        print(&text)?;
+    }
+    Ok(ExitCode::Done)
+}
+
+fn show(closed: &Closed, json: bool) -> Result<(), CliError> {
+    let key_id = crate::keyring::first_key_id(&closed.record);
+    let directory = closed.directory.display();
+    if json {
+        return print_json(&serde_json::json!({
+            "directory": closed.directory,
+            "kind": closed.record.kind,
+            "key_id": key_id.as_str(),
+            "key_id_hash": key_id.hash(),
+            "recovery": closed.record.recovery,
+            "transcript": closed.head,
+            "words": ceremony::words(&closed.head),
+        }));
+    }
+    let stamp = match (closed.record.kind, closed.record.recovery) {
+        (Kind::Rehearsal, _) => "REHEARSAL: this KEK was made on a token that is thrown away.\n",
+        (_, Recovery::None) => "NO-RECOVERY: if this token is lost, every Secret is lost.\n",
+        _ => "",
+    };
+    print(&format!(
+        "\n{stamp}key_id   {}\n         {}\nevidence {directory}\n\n\
+         next: each person signs  hsm-kms ceremony sign {directory} --as NAME --key FILE\n\
+         then, on any machine     hsm-kms ceremony verify-record {directory}\n",
+        key_id.as_str(),
+        key_id.hash(),
+    ))
+}

@@ -4,6 +4,7 @@
 //! attribute changes would give the worker powers that it must not have.
 
 mod error;
+pub mod evidence;
 mod generate;
 mod keys;
 mod negative;

@@ -1,5 +1,8 @@
 //! `hsm-kms ceremony`: makes a KEK and its record.
 
+mod sign;
+mod verify;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -32,10 +35,18 @@ enum CeremonyCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Add a person's signature to the evidence of a ceremony
+    Sign(sign::SignArgs),
+    /// Check the evidence beside a record, without an HSM
+    VerifyRecord(verify::VerifyArgs),
 }
 
-pub(super) fn run(args: CeremonyArgs) -> Result<(), CliError> {
-    let CeremonyCommand::Run { plan, json } = args.command;
+pub(super) fn run(args: CeremonyArgs) -> Result<ExitCode, CliError> {
+    let (plan, json) = match args.command {
+        CeremonyCommand::Run { plan, json } => (plan, json),
+        CeremonyCommand::Sign(args) => return sign::run(args),
+        CeremonyCommand::VerifyRecord(args) => return verify::run(&args),
+    };
     let plan = Plan::load(&plan).map_err(|error| CliError {
         code: ExitCode::BadUsage,
         what: "the ceremony plan cannot be used".to_owned(),
@@ -48,7 +59,7 @@ pub(super) fn run(args: CeremonyArgs) -> Result<(), CliError> {
         steps.end();
         failed(&error)
     })?;
-    if json { print_json(&outcome) } else { print_table(&outcome) }
+    if json { print_json(&outcome) } else { print_table(&outcome) }.map(|()| ExitCode::Done)
 }
 
 /// Starts this program again with the plan's variables, unless they are set already: modules read their configuration from
@@ -190,6 +201,6 @@ fn print(text: &str) -> Result<(), CliError> {
         code: ExitCode::NotReachable,
         what: "the result cannot be written to standard output".to_owned(),
         why: error.to_string(),
-        hint: "the KEK and its record were made; see the record file".to_owned(),
+        hint: "the work itself was done; see the files".to_owned(),
     })
 }

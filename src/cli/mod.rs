@@ -46,7 +46,7 @@ enum Command {
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
     match args.command {
         Command::Call(args) => call::run(args).map(|()| ExitCode::Done),
-        Command::Ceremony(args) => ceremony::run(args).map(|()| ExitCode::Done),
+        Command::Ceremony(args) => ceremony::run(args),
         Command::Hsm(args) => hsm::run(args),
         Command::ProbeWorker => hsm::run_worker(),
         Command::Profiles(args) => profiles::run(args).map(|()| ExitCode::Done),

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::console::ConsoleError;
+use super::evidence::EvidenceError;
 use super::plan::PlanError;
 use super::preflight::EXCEPTIONS;
-use super::transcript::TranscriptError;
+use super::transcript::{TranscriptError, TranscriptFault};
 use crate::attributes::Deviation;
 use crate::class::Class;
 use crate::pkcs11;
@@ -71,6 +72,9 @@ pub enum CeremonyError {
         /// What differs.
         deviations: Vec<Deviation>,
     },
+    /// The evidence cannot be written or read.
+    #[error(transparent)]
+    Evidence(#[from] EvidenceError),
     /// Something with the KEK's label is on the token already.
     #[error("{count} object(s) with label {label:?} are on the token already")]
     LabelTaken {
@@ -156,6 +160,9 @@ pub enum CeremonyError {
     /// The transcript cannot be written, or does not hold.
     #[error(transparent)]
     Transcript(#[from] TranscriptError),
+    /// The transcript that was closed does not hold.
+    #[error("the transcript does not hold: {0}")]
+    TranscriptFault(#[from] TranscriptFault),
     /// A question got no answer that could be read.
     #[error("the question `{0}` was not answered in three attempts")]
     Unanswered(String),
@@ -187,6 +194,8 @@ impl CeremonyError {
             Self::Plan(error) => error.hint(),
             Self::Previous(_) => "give the record that the plan names under previous: --previous FILE".to_owned(),
             Self::Refused(_) => "find out why, then run --resume, or hold a ceremony by a new plan".to_owned(),
+            Self::Evidence(error) => error.hint(),
+            Self::TranscriptFault(_) => "it was changed after it was written: keep it, and hold a new ceremony".to_owned(),
             Self::Transcript(error) => error.hint().to_owned(),
             Self::Unanswered(_) => RESUME.to_owned(),
             Self::CopyLeft { .. } => {

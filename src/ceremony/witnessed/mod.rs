@@ -24,7 +24,7 @@ use super::people::{Person, Role};
 use super::prove::{self, ReadBack};
 use super::site::Site;
 use super::steps::{Owner, Step, StepId, steps};
-use super::transcript::{Event, EventKind, Transcript, TranscriptError};
+use super::transcript::{Event, EventKind, Opening, Transcript, TranscriptError};
 use super::{CeremonyError, Plan, WitnessedPlan, without_core_dumps};
 use crate::record::{
     Ceremony, CeremonyId, KekRecord, Kind, Origin, Participant, Proof, Sha256Digest, TokenCopy, UtcTime, Witnessed,
@@ -92,14 +92,14 @@ pub fn run(
         check_empty(&plan.output)?;
         write_new(&plan.output.join(evidence::PLAN_FILE), &witnessed.lock.json)?;
         let id = CeremonyId::new(super::keys::random()?);
-        let opening = json!({
-            "ceremony_id": id,
-            "kind": options.kind,
-            "plan_sha256": witnessed.lock.digest,
-            "tool": super::TOOL,
-            "tool_sha256": tool_sha256,
-        });
-        (Transcript::create(&plan.output, &witnessed.lock.digest, "opening", object(opening))?, id, None)
+        let opening = Opening {
+            ceremony_id: id,
+            kind: options.kind,
+            plan_sha256: witnessed.lock.digest,
+            tool: super::TOOL.to_owned(),
+            tool_sha256,
+        };
+        (Transcript::create(&plan.output, &opening)?, id, None)
     };
     let (events, torn) = earlier.unwrap_or_default();
     let mut run = Run {
@@ -293,7 +293,7 @@ impl Run<'_> {
         let Some(reason) = self.exceptions.get(check) else {
             return Err(CeremonyError::Check { check, found: found.to_owned() });
         };
-        self.used.push(format!("{check}: {found}; {reason}"));
+        self.used.push(format!("{check}: {reason}"));
         Ok(())
     }
 }

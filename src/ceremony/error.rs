@@ -180,7 +180,7 @@ impl CeremonyError {
             ),
             Self::Check { .. } => "mend it, then run --resume; no exception helps".to_owned(),
             Self::Console(ConsoleError::Order { .. }) => "put the answers into the order of the questions".to_owned(),
-            Self::Console(ConsoleError::NoTerminal) => "run it on a terminal; for a rehearsal that nobody watches give --answers".to_owned(),
+            Self::Console(ConsoleError::NoTerminal) => "run it on a terminal".to_owned(),
             Self::Console(_) => RESUME.to_owned(),
             Self::Copy { .. } => {
                 "the KEK stays on its token; make the copy with the vendor's tool, then run --resume".to_owned()

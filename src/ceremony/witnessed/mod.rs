@@ -125,12 +125,9 @@ pub fn run(
 impl Run<'_> {
     fn hold(&mut self) -> Result<Closed, CeremonyError> {
         if self.console.is_answered_from_file() && self.options.kind == Kind::Production {
-            self.used.push("answers came from a file, not from people".to_owned());
-            self.write(
-                "people",
-                EventKind::Exception,
-                json!({"check": "answers", "reason": "answers come from a file"}),
-            )?;
+            let reason = "they come from a file, not from people";
+            self.used.push(format!("answers: {reason}"));
+            self.write("people", EventKind::Exception, json!({"check": "answers", "reason": reason}))?;
         }
         self.open()?;
         let site = self.preflight()?;

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{failed, load, print, print_json, with_environment, witnessed_part};
 use crate::ceremony::preflight::{self, CheckOutcome};
-use crate::ceremony::{self, Console, KeyProof, Plan, Sameness};
+use crate::ceremony::{self, Console, ConsoleError, KeyProof, Plan, Sameness};
 use crate::cli::CliError;
 use crate::config::Token;
 use crate::exit::ExitCode;
@@ -146,10 +146,9 @@ fn pin(args: &Common, token: &Token) -> Result<Option<Pin>, CliError> {
             source.read(token.profile.login.pin).map_err(|error| failed(&crate::pkcs11::Error::from(error).into()))?;
         return Ok(Some(pin));
     }
-    let mut console = Console::new(None).map_err(|error| failed(&error.into()))?;
-    let mut half = |name: &str| {
-        console.ask_hidden("pin", &format!("{name} half of the PIN")).map_err(|error| failed(&error.into()))
-    };
+    let untyped = |error: ConsoleError| CliError { what: "there is no PIN".to_owned(), ..failed(&error.into()) };
+    let mut console = Console::new(None).map_err(untyped)?;
+    let mut half = |name: &str| console.ask_hidden("pin", &format!("{name} half of the PIN")).map_err(untyped);
     let (first, second) = (half("first")?, half("second")?);
     let whole = zeroize::Zeroizing::new(format!("{}{}", first.expose_secret(), second.expose_secret()));
     if !token.profile.login.pin.fits(&whole) {

@@ -125,7 +125,13 @@ pub(super) fn rehearse(args: &RehearseArgs) -> Result<ExitCode, CliError> {
     if *dry_run {
         return show_calls(&plan, *json);
     }
-    let stage = Stage::new(witnessed, &args.output).map_err(|error| failed(&error))?;
+    let output = args.output.canonicalize().map_err(|error| CliError {
+        code: ExitCode::BadUsage,
+        what: format!("{} cannot take the evidence", args.output.display()),
+        why: error.to_string(),
+        hint: "name an existing, empty directory".to_owned(),
+    })?;
+    let stage = Stage::new(witnessed, &output).map_err(|error| failed(&error))?;
     let staged = stage.plan(witnessed).map_err(|error| unusable(&error))?;
     // In a process of its own: the module reads its configuration from the environment.
     let mut command = Command::new("/proc/self/exe");

@@ -26,6 +26,7 @@ mod docs;
 mod emulator;
 mod emulator_and_stack;
 mod etcd;
+mod evidence;
 mod failover;
 mod fault_module;
 mod faults;

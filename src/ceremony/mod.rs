@@ -8,6 +8,7 @@ mod generate;
 mod keys;
 mod negative;
 mod output;
+pub mod paper;
 mod people;
 mod plan;
 mod prove;

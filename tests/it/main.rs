@@ -37,6 +37,7 @@ mod imitations;
 mod imports;
 mod module_faults;
 mod network;
+mod paper;
 mod parts;
 mod probe;
 mod processes;

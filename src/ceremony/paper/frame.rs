@@ -30,14 +30,14 @@ impl<'a> Frame<'a> {
         title: &'static str,
         plan: &'a Plan,
         witnessed: &WitnessedPlan,
-        kind: &str,
+        kind: String,
         stamp: Option<&'a str>,
     ) -> Self {
         let digest = witnessed.lock.digest;
         Self {
             title,
             cluster: plan.cluster.as_str(),
-            kind: stamp.map_or_else(|| kind.to_owned(), str::to_lowercase),
+            kind,
             stamp,
             plan: Hex::of(&digest),
             plan_begin: digest.to_string().chars().take(8).collect(),

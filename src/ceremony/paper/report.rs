@@ -60,8 +60,9 @@ pub fn report(report: Report<'_>) -> String {
         Kind::Trial => "trial",
     };
     let copies = record.witnessed.as_ref().map_or(&[][..], |witnessed| &witnessed.copies);
+    let people = attendance(witnessed, record);
     html(&Document {
-        frame: Frame::new("Key ceremony report", plan, witnessed, kind, stamp),
+        frame: Frame::new("Key ceremony report", plan, witnessed, kind.to_owned(), stamp),
         report,
         witnessed,
         key_id: first_key_id(record).to_string(),
@@ -71,7 +72,8 @@ pub fn report(report: Report<'_>) -> String {
         },
         origin: origin(witnessed),
         transcript_words: split_words(&report.transcript_head),
-        people: attendance(witnessed, record),
+        signers: people.iter().filter(|one| one.took_part).map(|one| one.person).collect(),
+        people,
         steps: results(witnessed, report.events),
         keys: keys(plan, record),
         copies,
@@ -89,6 +91,8 @@ struct Document<'a> {
     origin: String,
     transcript_words: Vec<String>,
     people: Vec<Attendance<'a>>,
+    /// Those of them who took part.
+    signers: Vec<&'a Person>,
     steps: Vec<StepResult>,
     keys: Vec<KeyOnPaper<'a>>,
     copies: &'a [TokenCopy],

@@ -10,10 +10,12 @@ use crate::record::Role;
 
 /// The script of a plan, to be printed before the ceremony and filled in by hand. With a stamp, every page has it.
 pub fn script(plan: &Plan, witnessed: &WitnessedPlan, stamp: Option<&str>) -> String {
+    // What is printed with a stamp is not for production.
+    let kind = stamp.map_or_else(|| "production".to_owned(), str::to_lowercase);
     let acts = acts(witnessed);
     let all = || acts.iter().flat_map(|act| &act.steps);
     html(&Script {
-        frame: Frame::new("Key ceremony script", plan, witnessed, "production", stamp),
+        frame: Frame::new("Key ceremony script", plan, witnessed, kind, stamp),
         plan,
         witnessed,
         origin: origin(witnessed),
@@ -21,6 +23,7 @@ pub fn script(plan: &Plan, witnessed: &WitnessedPlan, stamp: Option<&str>) -> St
         count: all().count(),
         tool: TOOL,
         acts: &acts,
+        signers: witnessed.people.all(),
     })
 }
 
@@ -40,6 +43,8 @@ struct Script<'a> {
     count: usize,
     tool: &'static str,
     acts: &'a [ActOnPaper],
+    /// Who signs the last page.
+    signers: &'a [Person],
 }
 
 /// An act with its steps.

@@ -160,7 +160,8 @@ fn record(plan: &Plan, kind: Kind, exceptions: &[String]) -> KekRecord {
         |person: &hsm_kms::ceremony::Person| Participant { name: person.name.to_string(), role: person.role };
     let library = "Implementation of PKCS11".to_owned();
     let proof = |number: u8| {
-        let blob = Blob::new(SealForm::AES_GCM_SENT, &[number; 12], &[number; 48]).unwrap();
+        let (iv, ciphertext) = ([number; 12], [number; 48]);
+        let blob = Blob::new(SealForm::AES_GCM_SENT, &iv, &ciphertext).unwrap();
         Proof::new(blob, [number; 32])
     };
     KekRecord::new(

@@ -8,17 +8,18 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// A size of paper, in points.
+/// A size of paper, in points, and the font of the machine that prints on it: the wide one where there is no Arial.
 #[derive(Clone, Copy)]
 pub struct Paper {
     name: &'static str,
+    font: &'static str,
     width: f64,
     height: f64,
 }
 
 impl Paper {
-    pub const A4: Self = Self { name: "A4", width: 595.0, height: 842.0 };
-    pub const LETTER: Self = Self { name: "letter", width: 612.0, height: 792.0 };
+    pub const A4: Self = Self { name: "A4", font: "Liberation Sans", width: 595.0, height: 842.0 };
+    pub const LETTER: Self = Self { name: "letter", font: "DejaVu Sans", width: 612.0, height: 792.0 };
     pub const ALL: [Self; 2] = [Self::A4, Self::LETTER];
 }
 
@@ -57,7 +58,9 @@ impl Printed {
     pub fn new(name: &str, html: &str, paper: Paper) -> Self {
         let folder = Folder::new(&format!("{name}-{}", paper.name));
         let (page, pdf) = (folder.path().join("page.html"), folder.path().join("page.pdf"));
-        fs::write(&page, format!("{html}<style>@page {{ size: {} }}</style>", paper.name)).unwrap();
+        let chosen =
+            format!("<style>@page {{ size: {} }} body {{ font-family: '{}' }}</style>", paper.name, paper.font);
+        fs::write(&page, format!("{html}{chosen}")).unwrap();
         let mut chromium = Command::new("chromium");
         chromium.args(["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]);
         chromium.arg(format!("--user-data-dir={}", folder.path().join("browser").display()));

@@ -12,6 +12,7 @@ mod generate;
 mod keys;
 mod negative;
 mod output;
+pub mod paper;
 mod people;
 mod plan;
 pub mod preflight;

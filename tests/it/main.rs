@@ -38,6 +38,7 @@ mod imitations;
 mod imports;
 mod module_faults;
 mod network;
+mod paper;
 mod parts;
 mod probe;
 mod processes;

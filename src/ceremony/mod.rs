@@ -65,11 +65,6 @@ pub struct Outcome {
     pub refusals: Vec<Refusal>,
 }
 
-/// The script to be printed.
-pub fn script(_plan: &Plan, _witnessed: &WitnessedPlan) -> String {
-    String::new()
-}
-
 /// Program and version, as records name them.
 const TOOL: &str = concat!("hsm-kms ", env!("CARGO_PKG_VERSION"));
 

@@ -2,14 +2,14 @@
 
 use serde_json::json;
 
-use super::{Closed, Proved, Run};
+use super::{Closed, Proved, Run, report};
 use crate::ceremony::evidence::{self, Statement};
 use crate::ceremony::output::{RECORD_FILE, write_new};
 use crate::ceremony::site::Site;
 use crate::ceremony::steps::StepId;
 use crate::ceremony::transcript::{self, EventKind};
-use crate::ceremony::{CeremonyError, Plan, WitnessedPlan, words};
-use crate::record::{KekRecord, Sha256Digest};
+use crate::ceremony::{CeremonyError, Plan, WitnessedPlan, paper, words};
+use crate::record::{KekRecord, Kind, Sha256Digest};
 
 impl Run<'_> {
     pub(super) fn close(&mut self, site: &Site, proved: Proved) -> Result<Closed, CeremonyError> {
@@ -86,7 +86,8 @@ pub(super) fn finish(plan: &Plan, witnessed: &WitnessedPlan) -> Result<Closed, C
     for (name, text) in [
         (evidence::STATEMENT_FILE, statement),
         (evidence::SIGNERS_FILE, evidence::allowed_signers(&witnessed.people)),
-        ("script.html", super::super::script(plan, witnessed)),
+        ("script.html", paper::script(plan, witnessed, stamp(record.kind))),
+        ("report.html", report::of(plan, witnessed, &record, &bytes, &events)),
     ] {
         // An interrupted run may have left a part of it.
         let path = directory.join(name);
@@ -99,4 +100,9 @@ pub(super) fn finish(plan: &Plan, witnessed: &WitnessedPlan) -> Result<Closed, C
     }
     evidence::write_sums(directory)?;
     Ok(Closed { record, directory: directory.clone(), head })
+}
+
+/// What stands on every page that is printed.
+pub(super) fn stamp(kind: Kind) -> Option<&'static str> {
+    (kind == Kind::Rehearsal).then_some("REHEARSAL")
 }

@@ -7,6 +7,7 @@ mod backup;
 mod closing;
 mod key;
 mod opening;
+mod report;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -158,11 +159,7 @@ impl Run<'_> {
             run.console.begin("try what the token must refuse");
             let refusals = prove::refusals(run.plan, &session, keys, &read)?;
             run.console.done(&format!("{} attempts, none made a key less secret", refusals.len()));
-            let list: Vec<_> = refusals
-                .iter()
-                .map(|refusal| json!({"key": refusal.key, "attempt": refusal.attempt, "answer": refusal.answer}))
-                .collect();
-            Ok(((), json!({"refusals": list})))
+            Ok(((), json!({"refusals": refusals})))
         })?;
         let proofs = self.step(StepId::Proofs, json!({"count": prove::PROOFS}), |run| {
             run.console.begin("seal and open proof blobs");

@@ -69,7 +69,8 @@ impl Run<'_> {
             if !holds {
                 run.except("clock", &found)?;
             }
-            Ok(((), json!({"machine": now, "wall_minutes": typed, "holds": holds})))
+            let wall = format!("{:02}:{:02}", typed / 60, typed % 60);
+            Ok(((), json!({"machine": now, "wall_clock": wall, "holds": holds})))
         })
     }
 

@@ -50,6 +50,7 @@ fn printed(event: &Event) -> ReportEvent {
 fn text(kind: EventKind, data: &Map<String, Value>) -> String {
     let short = |value: &Value| match value {
         Value::String(text) => text.clone(),
+        Value::Array(list) if list.is_empty() => "none".to_owned(),
         Value::Array(list) if list.iter().all(Value::is_string) && list.len() <= 3 => {
             list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
         }

@@ -36,8 +36,8 @@ pub enum CeremonyError {
     /// The terminal, or the file of answers, gave no answer.
     #[error(transparent)]
     Console(#[from] ConsoleError),
-    /// A copy was not proved.
-    #[error("the token with serial number {serial} did not prove that it has a copy: {why}")]
+    /// A process that was sent to a token did not do what it was sent for.
+    #[error("the token with serial number {serial}: {why}")]
     Copy {
         /// Serial number of the token.
         serial: String,

@@ -29,12 +29,17 @@ impl Run<'_> {
             run.console.done(&path.display().to_string());
             Ok(((), json!({"record_sha256": digest})))
         })?;
+        self.end()
+    }
+
+    /// The bags, the last event, and what is made from them all.
+    pub(super) fn end(&mut self) -> Result<Closed, CeremonyError> {
         let bags = self.step(StepId::Closing, json!({}), |run| {
             let bags = run.bags()?;
             let data = json!({"bags": bags});
             Ok((bags, data))
         })?;
-        let record_sha256 = evidence::file_digest(&path)?;
+        let record_sha256 = evidence::file_digest(&self.plan.output.join(RECORD_FILE))?;
         self.write("closing", EventKind::Closed, json!({"record_sha256": record_sha256, "bags": bags}))?;
         let head = self.transcript.head();
         self.console.heading("closed", "", &[("SHA-256", &head.to_string()), ("words", &words(&head))]);

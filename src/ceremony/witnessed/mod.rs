@@ -5,6 +5,7 @@
 
 mod backup;
 mod closing;
+mod destruction;
 mod key;
 mod opening;
 mod report;
@@ -16,6 +17,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use self::closing::finish;
+pub use self::destruction::destroy;
 use self::key::EarlierKeys;
 use super::console::Console;
 use super::copies::KeyProof;
@@ -72,23 +74,36 @@ struct Run<'a> {
     earlier: EarlierKeys,
 }
 
-/// Holds the ceremony.
+/// Holds the ceremony of a plan that makes a KEK.
 pub fn run(
     plan: &Plan,
     witnessed: &WitnessedPlan,
     options: &Options<'_>,
     console: &mut Console,
 ) -> Result<Closed, CeremonyError> {
+    match begin(plan, witnessed, options, console)? {
+        Some(mut run) => run.hold(),
+        None => finish(plan, witnessed),
+    }
+}
+
+/// Begins a ceremony, or goes on with one. `None`: it is closed already.
+fn begin<'a>(
+    plan: &'a Plan,
+    witnessed: &'a WitnessedPlan,
+    options: &'a Options<'a>,
+    console: &'a mut Console,
+) -> Result<Option<Run<'a>>, CeremonyError> {
     without_core_dumps()?;
     let tool_sha256 = program_digest()?;
-    let (transcript, id, earlier) = if options.resume {
+    let (transcript, id, events, torn) = if options.resume {
         let resumed = Transcript::resume(&plan.output, &witnessed.lock.digest);
         if matches!(resumed, Err(TranscriptError::Closed { .. })) {
-            return finish(plan, witnessed);
+            return Ok(None);
         }
         let (transcript, events, torn) = resumed?;
         let id = ceremony_id(&events)?;
-        (transcript, id, Some((events, torn)))
+        (transcript, id, events, torn)
     } else {
         check_empty(&plan.output)?;
         write_new(&plan.output.join(evidence::PLAN_FILE), &witnessed.lock.json)?;
@@ -100,9 +115,8 @@ pub fn run(
             tool: super::TOOL.to_owned(),
             tool_sha256,
         };
-        (Transcript::create(&plan.output, &opening)?, id, None)
+        (Transcript::create(&plan.output, &opening)?, id, Vec::new(), 0)
     };
-    let (events, torn) = earlier.unwrap_or_default();
     let mut run = Run {
         plan,
         witnessed,
@@ -120,16 +134,16 @@ pub fn run(
         let data = json!({"torn_bytes": torn, "tool": super::TOOL, "tool_sha256": tool_sha256});
         run.write("resumed", EventKind::Resumed, data)?;
     }
-    run.hold()
+    if run.console.is_answered_from_file() && options.kind == Kind::Production {
+        let reason = "they come from a file, not from people";
+        run.used.push(format!("answers: {reason}"));
+        run.write("people", EventKind::Exception, json!({"check": "answers", "reason": reason}))?;
+    }
+    Ok(Some(run))
 }
 
 impl Run<'_> {
     fn hold(&mut self) -> Result<Closed, CeremonyError> {
-        if self.console.is_answered_from_file() && self.options.kind == Kind::Production {
-            let reason = "they come from a file, not from people";
-            self.used.push(format!("answers: {reason}"));
-            self.write("people", EventKind::Exception, json!({"check": "answers", "reason": reason}))?;
-        }
         self.open()?;
         let site = self.preflight()?;
         let login = self.login(&site)?;

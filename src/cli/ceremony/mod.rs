@@ -38,6 +38,11 @@ enum CeremonyCommand {
     Run(witnessed::RunArgs),
     /// Hold the ceremony of a KEK that follows another
     Rotate(witnessed::RotateArgs),
+    /// Hold the ceremony that destroys a KEK
+    Destroy(witnessed::DestroyArgs),
+    /// The process that `destroy` sends to a token
+    #[command(hide = true)]
+    DestroyKey(keys::DestroyKeyArgs),
     /// Record who decided to go on although a check fails
     Exception(exception::ExceptionArgs),
     /// Add a person's signature to the evidence of a ceremony
@@ -57,6 +62,8 @@ pub(super) fn run(args: CeremonyArgs) -> Result<ExitCode, CliError> {
         CeremonyCommand::Rehearse(args) => witnessed::rehearse(&args),
         CeremonyCommand::Run(args) => witnessed::run(&args),
         CeremonyCommand::Rotate(args) => witnessed::rotate(&args),
+        CeremonyCommand::Destroy(args) => witnessed::destroy(&args),
+        CeremonyCommand::DestroyKey(args) => keys::destroy_key(&args),
         CeremonyCommand::Exception(args) => exception::run(&args),
         CeremonyCommand::Sign(args) => sign::run(args),
         CeremonyCommand::VerifyRecord(args) => verify::run(&args),

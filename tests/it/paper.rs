@@ -54,6 +54,32 @@ fn the_script_of_an_import_is_printed_whole() {
 }
 
 #[test]
+fn a_report_shows_what_is_wrong() {
+    // The small ceremony's plan does not permit what its token has.
+    let ceremony = Ceremony::small();
+    assert!(ceremony.report(None).contains("YES, NOT PERMITTED"));
+    // And one that is there in the plan only did not take part.
+    let mut ceremony = Ceremony::large();
+    assert!(!ceremony.report(None).contains("NOT PERMITTED"));
+    let signatures = |html: &str| html.matches("ssh-keygen -Y verify").count();
+    assert_eq!(signatures(&ceremony.report(None)), 8);
+    ceremony.record.witnessed.as_mut().unwrap().people.pop();
+    let report = ceremony.report(None);
+    assert_eq!(signatures(&report), 7);
+    assert!(report.contains("<b>no</b>"));
+}
+
+#[test]
+fn a_report_of_two_keys_shows_both() {
+    let ceremony = Ceremony::with_mac_key();
+    let report = Printed::new("two-keys", &ceremony.report(None), Paper::A4);
+    report.is_tidy(6..=11);
+    report.has(&["Attributes of kek-2026-mac", "CKK_GENERIC_SECRET", "either"]);
+    report.lacks("NOT PERMITTED");
+    has_what_a_report_has(&report, &ceremony);
+}
+
+#[test]
 fn documents_reach_for_nothing_and_run_nothing() {
     for ceremony in [Ceremony::large(), Ceremony::small()] {
         for html in [ceremony.script(Some("<script>")), ceremony.report(Some("<script>"))] {
@@ -63,6 +89,30 @@ fn documents_reach_for_nothing_and_run_nothing() {
             }
             assert!(html.contains("default-src 'none'"));
         }
+    }
+}
+
+#[test]
+fn a_page_that_is_not_tidy_is_found() {
+    let good = Ceremony::small().script(None);
+    for (number, (style, why)) in [
+        (
+            "dd { white-space: nowrap } dd::after { content: 'mmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmm' }",
+            "from",
+        ),
+        (".step h3 + p { margin-top: -6mm }", "overlap"),
+        ("main { background: #ccc }", "not white"),
+        ("h2 { break-after: page }", "ends with"),
+        ("main { color: #bbb } main * { border-color: #ccc !important }", "nothing black"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let html = good.replace("</head>", &format!("<style>{style}</style></head>"));
+        let printed = Printed::new(&format!("untidy-{number}"), &html, Paper::A4);
+        let found = std::panic::catch_unwind(|| printed.is_tidy(1..=30)).unwrap_err();
+        let found = found.downcast_ref::<String>().unwrap();
+        assert!(found.contains(why), "{style}: {found}");
     }
 }
 

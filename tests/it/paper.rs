@@ -61,11 +61,10 @@ fn a_report_shows_what_is_wrong() {
     // And one that is there in the plan only did not take part.
     let mut ceremony = Ceremony::large();
     assert!(!ceremony.report(None).contains("NOT PERMITTED"));
-    let signatures = |html: &str| html.matches("ssh-keygen -Y verify").count();
-    assert_eq!(signatures(&ceremony.report(None)), 8);
+    assert!(ceremony.report(None).contains(" 7-custodian 8-witness; do"));
     ceremony.record.witnessed.as_mut().unwrap().people.pop();
     let report = ceremony.report(None);
-    assert_eq!(signatures(&report), 7);
+    assert!(report.contains(" 7-custodian; do"));
     assert!(report.contains("<b>no</b>"));
 }
 
@@ -139,7 +138,7 @@ fn has_what_a_report_has(report: &Printed, ceremony: &Ceremony) {
         report.has(&[&event.seq.to_string(), &event.time.to_string(), &event.step, &event.kind, &event.text]);
     }
     for refusal in &ceremony.refusals {
-        report.has(&[refusal.attempt, &refusal.answer]);
+        report.has(&[&refusal.attempt, &refusal.answer]);
     }
     for text in ceremony.exceptions.iter().chain(&ceremony.bags) {
         report.has(&[text]);
@@ -147,7 +146,11 @@ fn has_what_a_report_has(report: &Printed, ceremony: &Ceremony) {
     for proof in &ceremony.record.proofs {
         report.has(&[&proof.challenge_sha256.to_string()]);
     }
-    report.has(&["sha256sum -c SHA256SUMS", "hsm-kms ceremony verify-record", "signatures/1-administrator.sig"]);
+    report.has(&[
+        "sha256sum -c SHA256SUMS",
+        "hsm-kms ceremony verify-record",
+        "for who in 1-administrator 2-operator 3-witness",
+    ]);
 }
 
 fn has_plan_and_people(printed: &Printed, ceremony: &Ceremony) {

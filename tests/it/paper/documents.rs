@@ -259,7 +259,11 @@ fn events(plan: &WitnessedPlan) -> Vec<ReportEvent> {
 }
 
 fn refusals(key: &str) -> Vec<Refusal> {
-    let refused = |attempt, answer: &str| Refusal { key: key.to_owned(), attempt, answer: answer.to_owned() };
+    let refused = |attempt: &str, answer: &str| Refusal {
+        key: key.to_owned(),
+        attempt: attempt.to_owned().into(),
+        answer: answer.to_owned(),
+    };
     vec![
         refused("read CKA_VALUE", "the token did not give it"),
         refused("set CKA_EXTRACTABLE true", "C_SetAttributeValue: CKR_ATTRIBUTE_READ_ONLY (0x10)"),

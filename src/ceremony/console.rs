@@ -155,6 +155,17 @@ impl Console {
         Ok(SecretString::from(rpassword::read_password()?))
     }
 
+    /// Shows what only one person may see, on lines of at most 80 columns.
+    pub fn show_secret(&mut self, text: &str) {
+        let mut line = Zeroizing::new(String::from("\n      "));
+        for (position, group) in text.split(' ').enumerate() {
+            line.push_str(group);
+            line.push_str(if position % 8 == 7 { "\n\n      " } else { "  " });
+        }
+        line.push('\n');
+        self.say(&line);
+    }
+
     /// Takes what was shown off the screen and out of what can be scrolled back to, where the terminal can do that.
     pub fn clear(&mut self) {
         if std::io::stderr().is_terminal() {

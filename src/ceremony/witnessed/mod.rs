@@ -9,6 +9,7 @@ mod destruction;
 mod key;
 mod opening;
 mod report;
+mod shares;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ use super::steps::{Owner, Step, StepId, steps};
 use super::transcript::{Event, EventKind, Opening, Transcript, TranscriptError};
 use super::{CeremonyError, Plan, WitnessedPlan, without_core_dumps};
 use crate::record::{
-    Ceremony, CeremonyId, KekRecord, Kind, Origin, Participant, Proof, Sha256Digest, TokenCopy, UtcTime, Witnessed,
+    Ceremony, CeremonyId, KekRecord, Kind, Participant, Proof, Sha256Digest, ShareSet, TokenCopy, UtcTime, Witnessed,
 };
 
 /// How a ceremony is run.
@@ -72,6 +73,8 @@ struct Run<'a> {
     /// Who is there.
     present: Vec<&'a Person>,
     earlier: EarlierKeys,
+    /// The shares that restore the KEK, if it came from outside.
+    shares: Option<ShareSet>,
 }
 
 /// Holds the ceremony of a plan that makes a KEK.
@@ -129,6 +132,7 @@ fn begin<'a>(
         used: Vec::new(),
         present: Vec::new(),
         earlier: EarlierKeys::of(&events),
+        shares: None,
     };
     if options.resume {
         let data = json!({"torn_bytes": torn, "tool": super::TOOL, "tool_sha256": tool_sha256});
@@ -204,9 +208,10 @@ impl Run<'_> {
         let witnessed = Witnessed {
             plan_sha256: self.witnessed.lock.digest,
             transcript_head: self.transcript.head(),
-            origin: if self.witnessed.import.is_some() { Origin::Imported } else { Origin::Generated },
+            origin: self.plan.origin(),
             people: people.collect(),
             copies,
+            shares: self.shares,
             exceptions: self.used.clone(),
             previous_record_sha256: self.witnessed.previous,
         };

@@ -215,13 +215,11 @@ impl Staged {
         let output = output.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let objects = String::from_utf8_lossy(&output.stdout).into_owned();
-        let field = |name: &'static str| {
-            objects
-                .lines()
-                .filter_map(move |line| line.trim().strip_prefix(name).map(|value| value.trim().to_owned()))
-                .collect::<Vec<_>>()
+        let field = |object: &str, name: &str| {
+            let line = object.lines().find_map(|line| line.trim().strip_prefix(name));
+            line.unwrap_or_default().trim().to_owned()
         };
-        field("label:").into_iter().zip(field("ID:")).collect()
+        objects.split("Secret Key Object").skip(1).map(|object| (field(object, "label:"), field(object, "ID:"))).collect()
     }
 
     /// There is one key on the token, and it is the record's.
@@ -229,7 +227,8 @@ impl Staged {
         let record = self.record();
         let kek = &record["kek"];
         let expected = (kek["label"].as_str().unwrap().to_owned(), kek["id"].as_str().unwrap().to_owned());
-        assert_eq!(self.keys(), [expected]);
+        let keys = self.keys();
+        assert_eq!(keys, [expected]);
     }
 
     /// Nothing is on the token.

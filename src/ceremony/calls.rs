@@ -64,6 +64,15 @@ pub fn calls(plan: &Plan) -> Result<Vec<StepCalls>, CeremonyError> {
         UserKind::None => texts(&["C_OpenSession; nobody logs in"]),
         _ => texts(&["C_OpenSession", "C_Login, once"]),
     };
+    if plan.witnessed.as_ref().is_some_and(|witnessed| witnessed.destroys.is_some()) {
+        let gone = ["C_FindObjects by CKA_LABEL and CKA_ID of the record, after a new login: there must be none"];
+        let destroy = [VERIFY_CALLS, &["C_DestroyObject"], &gone].concat();
+        let title = |id: StepId| format!("{}, on each token", id.name());
+        return Ok(vec![
+            StepCalls { title: StepId::Preflight.name().to_owned(), calls: texts(PREFLIGHT_CALLS) },
+            StepCalls { title: title(StepId::Destroy), calls: texts(&destroy) },
+        ]);
+    }
     let parts = [
         (StepId::Preflight, texts(PREFLIGHT_CALLS)),
         (StepId::Login, login),

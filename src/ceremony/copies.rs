@@ -7,16 +7,16 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use secrecy::ExposeSecret;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::plan::CopyPlan;
 use super::site::Site;
 use super::{CeremonyError, without_core_dumps};
 use crate::attributes::{Attributes, Deviation, KeyUse, deviations};
 use crate::config::Token as TokenPlan;
 use crate::envelope::Context;
-use crate::pkcs11::{KekKeys, Key, Session};
+use crate::pkcs11::{self, KekKeys, Key, Session};
 use crate::record::{KekRecord, TokenKey};
 use crate::secret::Pin;
 
@@ -49,22 +49,67 @@ pub fn verify(
     pin: Option<&Pin>,
     sameness: Sameness,
 ) -> Result<KeyProof, CeremonyError> {
-    without_core_dumps()?;
-    let site = Site::open(plan, Some(serial))?;
-    let found = site.token.info().serial.clone();
-    if found != serial {
-        return Err(CeremonyError::OtherToken { expected: serial.to_owned(), found });
+    Ok(proved(plan, serial, record, pin, sameness)?.proof)
+}
+
+/// The same, and then destroys the keys: nothing that has not proved to be this KEK.
+pub fn destroy(
+    plan: &TokenPlan,
+    serial: &str,
+    record: &KekRecord,
+    pin: Option<&Pin>,
+    sameness: Sameness,
+) -> Result<KeyProof, CeremonyError> {
+    let Proved { session, keys, proof } = proved(plan, serial, record, pin, sameness)?;
+    [Some(keys.key), keys.mac].into_iter().flatten().try_for_each(|key| session.destroy(key))?;
+    Ok(proof)
+}
+
+/// How many keys with label and `CKA_ID` of the record are on the token.
+pub fn count(plan: &TokenPlan, serial: &str, record: &KekRecord, pin: Option<&Pin>) -> Result<usize, CeremonyError> {
+    let session = logged_in(plan, serial, pin)?.1;
+    let keys = [Some(&record.kek), record.mac_key.as_ref()].into_iter().flatten();
+    Ok(keys.map(|key| Ok(session.keys(&key.label, key.id.as_bytes())?.len())).sum::<Result<usize, pkcs11::Error>>()?)
+}
+
+/// A KEK that has proved itself, in the session that it did so in.
+struct Proved {
+    session: Session,
+    keys: KekKeys,
+    proof: KeyProof,
+}
+
+fn proved(
+    plan: &TokenPlan,
+    serial: &str,
+    record: &KekRecord,
+    pin: Option<&Pin>,
+    sameness: Sameness,
+) -> Result<Proved, CeremonyError> {
+    if sameness == Sameness::Copy && serial == record.token.serial {
+        return Err(CeremonyError::SameToken { serial: serial.to_owned() });
     }
-    if sameness == Sameness::Copy && found == record.token.serial {
-        return Err(CeremonyError::SameToken { serial: found });
-    }
-    site.token.require(&plan.sealing)?;
-    let session = site.token.login(plan.profile.login.user, pin)?;
+    let (site, session) = logged_in(plan, serial, pin)?;
     let audited = |key: &TokenKey, purpose| audit(&session, key, purpose, sameness);
     let key = audited(&record.kek, plan.sealing.kek_use())?;
     let mac = record.mac_key.as_ref().map(|key| audited(key, KeyUse::Mac)).transpose()?;
-    let opened = open_proofs(plan, &session, KekKeys { key, mac }, record)?;
-    Ok(KeyProof { serial: found, library: site.module.info()?.library, opened })
+    let keys = KekKeys { key, mac };
+    let opened = open_proofs(plan, &session, keys, record)?;
+    let proof = KeyProof { serial: serial.to_owned(), library: site.module.info()?.library, opened };
+    Ok(Proved { session, keys, proof })
+}
+
+/// The token with this serial number, and the user logged in to it. One attempt.
+fn logged_in(plan: &TokenPlan, serial: &str, pin: Option<&Pin>) -> Result<(Site, Session), CeremonyError> {
+    without_core_dumps()?;
+    let site = Site::open(plan, Some(serial))?;
+    let found = &site.token.info().serial;
+    if found != serial {
+        return Err(CeremonyError::OtherToken { expected: serial.to_owned(), found: found.clone() });
+    }
+    site.token.require(&plan.sealing)?;
+    let session = site.token.login(plan.profile.login.user, pin)?;
+    Ok((site, session))
 }
 
 /// The key, if its attributes are those of the record.
@@ -98,30 +143,48 @@ fn open_proofs(plan: &TokenPlan, session: &Session, keys: KekKeys, record: &KekR
     Ok(record.proofs.len())
 }
 
-/// Has a copy verified by a process of its own: a module is loaded once in a process, with one environment.
-pub(super) fn prove(
+/// What a process of its own does with the key on one token.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Errand {
+    /// Proves it.
+    Prove,
+    /// Proves it, and destroys it.
+    Destroy,
+    /// Makes sure that it is gone.
+    SeeGone,
+}
+
+/// Sends a process to a token of the plan: a module is loaded once in a process, with one environment.
+pub(super) fn send<T: DeserializeOwned>(
+    errand: Errand,
     plan: &Path,
-    copy: &CopyPlan,
+    serial: &str,
     record: &KekRecord,
     pin: Option<&Pin>,
-) -> Result<KeyProof, CeremonyError> {
+) -> Result<T, CeremonyError> {
     let record = handed_over("record", record.to_json()?.as_bytes())?;
     let pin = pin.map(|pin| handed_over("pin", pin.expose_secret().as_bytes())).transpose()?;
     let mut command = Command::new("/proc/self/exe");
-    command.args(["ceremony", "clone-check", "--json", "--copy", &copy.serial, "--plan"]).arg(plan);
+    command.arg("ceremony");
+    match errand {
+        Errand::Prove => command.args(["clone-check", "--copy", serial]),
+        Errand::Destroy => command.args(["destroy-key", "--serial", serial]),
+        Errand::SeeGone => command.args(["destroy-key", "--gone", "--serial", serial]),
+    };
+    command.arg("--json").arg("--plan").arg(plan);
     command.arg("--record").arg(format!("/proc/self/fd/{}", record.as_raw_fd()));
     if let Some(pin) = &pin {
         command.arg("--pin-descriptor").arg(pin.as_raw_fd().to_string());
     }
-    let system = |source| CeremonyError::System { what: "the copy cannot be looked at", source };
+    let system = |source| CeremonyError::System { what: "the token cannot be looked at", source };
     let output = command.stdin(Stdio::null()).output().map_err(system)?;
+    let failed = |why: String| CeremonyError::Copy { serial: serial.to_owned(), why };
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let why = said.lines().find_map(|line| line.strip_prefix("hsm-kms: why: ")).unwrap_or("it did not say why");
-        return Err(CeremonyError::Copy { serial: copy.serial.clone(), why: why.to_owned() });
+        return Err(failed(why.to_owned()));
     }
-    serde_json::from_slice(&output.stdout)
-        .map_err(|error| CeremonyError::Copy { serial: copy.serial.clone(), why: error.to_string() })
+    serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))
 }
 
 /// A file in memory that a child inherits.

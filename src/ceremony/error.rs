@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::console::ConsoleError;
+use super::evidence::EvidenceError;
 use super::plan::PlanError;
 use super::preflight::EXCEPTIONS;
-use super::transcript::TranscriptError;
+use super::transcript::{TranscriptError, TranscriptFault};
 use crate::attributes::Deviation;
 use crate::class::Class;
 use crate::pkcs11;
@@ -35,8 +36,8 @@ pub enum CeremonyError {
     /// The terminal, or the file of answers, gave no answer.
     #[error(transparent)]
     Console(#[from] ConsoleError),
-    /// A copy was not proved.
-    #[error("the token with serial number {serial} did not prove that it has a copy: {why}")]
+    /// A process that was sent to a token did not do what it was sent for.
+    #[error("the token with serial number {serial}: {why}")]
     Copy {
         /// Serial number of the token.
         serial: String,
@@ -71,6 +72,9 @@ pub enum CeremonyError {
         /// What differs.
         deviations: Vec<Deviation>,
     },
+    /// The evidence cannot be written or read.
+    #[error(transparent)]
+    Evidence(#[from] EvidenceError),
     /// Something with the KEK's label is on the token already.
     #[error("{count} object(s) with label {label:?} are on the token already")]
     LabelTaken {
@@ -156,6 +160,9 @@ pub enum CeremonyError {
     /// The transcript cannot be written, or does not hold.
     #[error(transparent)]
     Transcript(#[from] TranscriptError),
+    /// The transcript that was closed does not hold.
+    #[error("the transcript does not hold: {0}")]
+    TranscriptFault(#[from] TranscriptFault),
     /// A question got no answer that could be read.
     #[error("the question `{0}` was not answered in three attempts")]
     Unanswered(String),
@@ -173,7 +180,7 @@ impl CeremonyError {
             ),
             Self::Check { .. } => "mend it, then run --resume; no exception helps".to_owned(),
             Self::Console(ConsoleError::Order { .. }) => "put the answers into the order of the questions".to_owned(),
-            Self::Console(ConsoleError::NoTerminal) => "run it on a terminal; for a rehearsal that nobody watches give --answers".to_owned(),
+            Self::Console(ConsoleError::NoTerminal) => "run it on a terminal".to_owned(),
             Self::Console(_) => RESUME.to_owned(),
             Self::Copy { .. } => {
                 "the KEK stays on its token; make the copy with the vendor's tool, then run --resume".to_owned()
@@ -187,6 +194,8 @@ impl CeremonyError {
             Self::Plan(error) => error.hint(),
             Self::Previous(_) => "give the record that the plan names under previous: --previous FILE".to_owned(),
             Self::Refused(_) => "find out why, then run --resume, or hold a ceremony by a new plan".to_owned(),
+            Self::Evidence(error) => error.hint(),
+            Self::TranscriptFault(_) => "it was changed after it was written: keep it, and hold a new ceremony".to_owned(),
             Self::Transcript(error) => error.hint().to_owned(),
             Self::Unanswered(_) => RESUME.to_owned(),
             Self::CopyLeft { .. } => {

@@ -28,6 +28,11 @@ pub(crate) fn generate(session: &Session, template: &KeyTemplate) -> Result<Key,
 
 /// What of the key on the token is not as it must be.
 pub(crate) fn deviations(template: &KeyTemplate, found: &Attributes) -> Vec<Deviation> {
+    attributes::deviations(template.purpose, &strict_for(template, found), found)
+}
+
+/// What the key that was found must be. An attribute that is not there may be anything.
+pub(super) fn strict_for(template: &KeyTemplate, found: &Attributes) -> Attributes {
     let mut strict = strict(template);
     if template.purpose == KeyUse::Mac {
         // What may sign may also verify: that gives nothing away.
@@ -38,7 +43,7 @@ pub(crate) fn deviations(template: &KeyTemplate, found: &Attributes) -> Vec<Devi
             strict.insert(AttributeName::KeyType, of_its_own);
         }
     }
-    attributes::deviations(template.purpose, &strict, found)
+    strict
 }
 
 /// A key as it must be. What a profile adds changes nothing here: a value that is not this one is for the plan to permit.

@@ -12,6 +12,7 @@ mod generate;
 mod keys;
 mod negative;
 mod output;
+pub mod paper;
 mod people;
 mod plan;
 pub mod preflight;
@@ -26,17 +27,17 @@ mod words;
 
 pub use self::calls::{PREFLIGHT_CALLS, StepCalls, VERIFY_CALLS, calls};
 pub use self::console::{Answers, Console, ConsoleError};
-pub use self::copies::{KeyProof, Sameness, verify as verify_key};
+pub use self::copies::{KeyProof, Sameness, count as count_keys, destroy as destroy_key, verify as verify_key};
 pub use self::error::CeremonyError;
 pub(crate) use self::generate::{deviations, generate};
 pub use self::negative::Refusal;
 pub(crate) use self::negative::run as negative_tests;
 pub use self::people::{People, Person, Role};
-pub use self::plan::{CopyPlan, Plan, PlanError, PlanLock, WitnessedPlan};
+pub use self::plan::{Plan, PlanError, PlanLock, WitnessedPlan};
 pub use self::rehearsal::{PIN_HALVES, Stage};
 pub use self::steps::{Act, Note, Owner, Step, StepId, steps};
 pub use self::trial::run as run_trial;
-pub use self::witnessed::{Closed, Options, add_exception, run};
+pub use self::witnessed::{Closed, Options, add_exception, destroy, run};
 pub use self::words::words;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
@@ -62,11 +63,6 @@ pub struct Outcome {
     pub path: std::path::PathBuf,
     /// What was tried and refused, in order.
     pub refusals: Vec<Refusal>,
-}
-
-/// The script to be printed.
-pub fn script(_plan: &Plan, _witnessed: &WitnessedPlan) -> String {
-    String::new()
 }
 
 /// Program and version, as records name them.

@@ -1,18 +1,21 @@
 //! What a token must refuse to do with a KEK. Each is really tried; one success ends the ceremony.
 
+use std::borrow::Cow;
+
 use cryptoki_sys as sys;
+use serde::{Deserialize, Serialize};
 
 use super::CeremonyError;
 use crate::attributes::{AttributeName, AttributeValue, Attributes, KeyUse};
 use crate::pkcs11::{Error, Key, KeyTemplate, Session};
 
 /// Something that was tried and refused, or could not be tried.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Refusal {
     /// `CKA_LABEL` of the key.
     pub key: String,
     /// What was tried.
-    pub attempt: &'static str,
+    pub attempt: Cow<'static, str>,
     /// How the token refused it, or why it was not tried.
     pub answer: String,
 }
@@ -144,7 +147,7 @@ impl Trial<'_> {
     }
 
     fn answered(&self, attempt: &'static str, answer: impl Into<String>) -> Refusal {
-        Refusal { key: self.template.label.clone(), attempt, answer: answer.into() }
+        Refusal { key: self.template.label.clone(), attempt: Cow::Borrowed(attempt), answer: answer.into() }
     }
 }
 

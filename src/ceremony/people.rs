@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 pub use crate::record::Role;
 use crate::strict::{self, Fault};
@@ -118,6 +119,13 @@ impl SigningKey {
     /// The key as it stands in the plan.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// As `ssh-keygen -l` shows it: `SHA256:` and the digest in base64 without padding.
+    pub fn fingerprint(&self) -> String {
+        let blob = self.0.split(' ').nth(1).unwrap_or_default();
+        let blob = data_encoding::BASE64.decode(blob.as_bytes()).unwrap_or_default();
+        format!("SHA256:{}", data_encoding::BASE64_NOPAD.encode(&Sha256::digest(blob)))
     }
 }
 

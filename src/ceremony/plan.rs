@@ -46,6 +46,8 @@ pub struct WitnessedPlan {
     pub previous: Option<Sha256Digest>,
     /// The KEK comes from outside the HSM, in shares.
     pub import: Option<ImportPlan>,
+    /// SHA-256 of the record of the KEK that is destroyed: nothing is made.
+    pub destroys: Option<Sha256Digest>,
     /// The plan as everybody has agreed to it.
     pub lock: PlanLock,
 }
@@ -158,14 +160,24 @@ impl Plan {
             ("copies", !copies.is_empty(), false),
             ("previous", file.previous.is_some(), false),
             ("import", file.import.is_some(), false),
+            ("destroys", file.destroys.is_some(), false),
         ];
         check_kind(file.kind, &given).map_err(fault)?;
         let witnessed = match (file.kind, file.site, file.serial, people) {
             (PlanKind::Production, Some(site), Some(serial), Some(people)) => {
                 check_copies(&serial, &copies).map_err(fault)?;
-                let plan =
-                    WitnessedPlan { site, serial, people, copies, previous: file.previous, import: file.import, lock };
+                let plan = WitnessedPlan {
+                    site,
+                    serial,
+                    people,
+                    copies,
+                    previous: file.previous,
+                    import: file.import,
+                    destroys: file.destroys,
+                    lock,
+                };
                 plan.check_shares().map_err(fault)?;
+                plan.check_destruction().map_err(fault)?;
                 Some(plan)
             }
             _ => None,
@@ -180,6 +192,18 @@ impl WitnessedPlan {
         let plain = expected.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
         let found = self.lock.digest;
         if plain == found.to_string() || plain == words(&found) { Ok(()) } else { Err(PlanError::Unexpected { found }) }
+    }
+
+    /// What destroys a KEK makes none.
+    fn check_destruction(&self) -> Result<(), Fault> {
+        if self.destroys.is_none() || (self.import.is_none() && self.previous.is_none()) {
+            return Ok(());
+        }
+        Err(Fault::Rule {
+            field: "destroys",
+            problem: "a plan that destroys a KEK makes none".to_owned(),
+            hint: "remove import and previous, or hold two ceremonies".to_owned(),
+        })
     }
 
     /// Each share has a custodian of its own.
@@ -287,6 +311,7 @@ struct File {
     copies: Option<Vec<CopyFile>>,
     previous: Option<Sha256Digest>,
     import: Option<ImportPlan>,
+    destroys: Option<Sha256Digest>,
     output: AbsolutePath,
 }
 

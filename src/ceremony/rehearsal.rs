@@ -173,7 +173,7 @@ pub(super) fn check(directory: Option<&Path>, witnessed: &WitnessedPlan) -> Chec
 
 fn passed(directory: &Path, plan: &Sha256Digest) -> Result<String, String> {
     let text = |error: std::io::Error| format!("{}: {error}", directory.display());
-    let bytes = fs::read(directory.join(evidence::TRANSCRIPT_FILE)).map_err(text)?;
+    let bytes = fs::read(directory.join(transcript::TRANSCRIPT_FILE)).map_err(text)?;
     let events = transcript::verify(&bytes, plan).map_err(|fault| format!("{}: {fault}", directory.display()))?;
     let said = |position: Option<&transcript::Event>, name: &str| {
         position.and_then(|event| event.data.get(name)).and_then(Value::as_str).map(str::to_owned)

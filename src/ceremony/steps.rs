@@ -50,6 +50,8 @@ pub enum Act {
     Key,
     /// How the KEK outlives its token.
     Backup,
+    /// The end of a KEK.
+    End,
     /// Record, signatures, bags.
     Closing,
 }
@@ -100,6 +102,10 @@ pub enum StepId {
     NegativeTests,
     /// The proof blobs.
     Proofs,
+    /// Nothing needs the KEK any more.
+    Unused,
+    /// The KEK is destroyed on every token.
+    Destroy,
     /// Copies on other tokens.
     Copies,
     /// The vendor's attestation.
@@ -118,6 +124,7 @@ impl Act {
             Self::Preflight => "Preflight",
             Self::Key => "The key",
             Self::Backup => "Backup",
+            Self::End => "The end of the KEK",
             Self::Closing => "Closing",
         }
     }
@@ -141,6 +148,8 @@ impl StepId {
             Self::ReadBack => "read-back",
             Self::NegativeTests => "negative-tests",
             Self::Proofs => "proofs",
+            Self::Unused => "unused",
+            Self::Destroy => "destroy",
             Self::Copies => "copies",
             Self::Attestation => "attestation",
             Self::Record => "record",
@@ -152,17 +161,23 @@ impl StepId {
 /// The steps of this plan, in order.
 pub fn steps(plan: &WitnessedPlan) -> Vec<Step> {
     let is_import = plan.import.is_some();
+    if plan.destroys.is_some() {
+        let is_kept =
+            |step: &Step| matches!(step.act, Act::Opening | Act::Preflight | Act::End) || step.id == StepId::Closing;
+        return ALL.into_iter().filter(is_kept).collect();
+    }
     ALL.into_iter()
         .filter(|step| match step.id {
             StepId::Generate => !is_import,
             StepId::Make | StepId::Shares | StepId::Drill | StepId::Import => is_import,
+            StepId::Unused | StepId::Destroy => false,
             _ => true,
         })
         .collect()
 }
 
 /// Every step that there is.
-const ALL: [Step; 18] = [
+const ALL: [Step; 20] = [
     Step {
         id: StepId::People,
         act: Act::Opening,
@@ -322,6 +337,26 @@ const ALL: [Step; 18] = [
         why: "An auditor should not have to guess whether there was one.",
         minutes: 1,
         notes: &[],
+    },
+    Step {
+        id: StepId::Unused,
+        act: Act::End,
+        title: "See that nothing needs the KEK",
+        owner: Owner::One(Role::Witness),
+        what: "Inventories of every etcd, and of every backup that is kept, must show no object that this KEK is needed for.",
+        why: "A KEK that is destroyed too early takes the data with it, for good.",
+        minutes: 5,
+        notes: &[Note::Blank("Backups that still need it, and when they expire")],
+    },
+    Step {
+        id: StepId::Destroy,
+        act: Act::End,
+        title: "Destroy the KEK",
+        owner: Owner::PinHolders,
+        what: "On each token: the key proves by its proof blobs that it is this KEK, is destroyed, and is looked for again.",
+        why: "A key that is left on one token is not destroyed.",
+        minutes: 5,
+        notes: &[Note::Tick("Every token of the plan was there"), Note::Blank("Shares that were shredded")],
     },
     Step {
         id: StepId::Record,

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use self::chain::Chain;
 pub use self::event::{Event, EventKind, Problem};
-pub use self::writer::{Transcript, TranscriptError};
+pub use self::writer::{Opening, Transcript, TranscriptError};
 use crate::record::Sha256Digest;
 
 /// Name of the file in the ceremony's directory.

@@ -146,6 +146,17 @@ pub enum Recovery {
     Copies,
 }
 
+impl Kind {
+    /// As files write it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Production => "production",
+            Self::Rehearsal => "rehearsal",
+            Self::Trial => "trial",
+        }
+    }
+}
+
 impl KekRecord {
     /// A record of the only version that there is.
     #[allow(clippy::too_many_arguments, reason = "one argument per field of the file, each of its own type")]

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::record::{CeremonyId, Kind};
 
 const PLAN: Sha256Digest = Sha256Digest([1; 32]);
 
@@ -13,18 +14,18 @@ fn object(value: Value) -> Map<String, Value> {
     value.as_object().unwrap().clone()
 }
 
-fn opening() -> Map<String, Value> {
-    object(json!({
-        "ceremony_id": "00112233445566778899aabbccddeeff",
-        "kind": "production",
-        "plan_sha256": PLAN,
-        "tool": "hsm-kms 0.1.0",
-        "tool_sha256": Sha256Digest([2; 32]),
-    }))
+fn opening() -> Opening {
+    Opening {
+        ceremony_id: CeremonyId::new([3; 16]),
+        kind: Kind::Production,
+        plan_sha256: PLAN,
+        tool: "hsm-kms 0.1.0".to_owned(),
+        tool_sha256: Sha256Digest([2; 32]),
+    }
 }
 
 fn begun(directory: &Path) -> Transcript {
-    let mut transcript = Transcript::create(directory, &PLAN, "opening", opening()).unwrap();
+    let mut transcript = Transcript::create(directory, &opening()).unwrap();
     for (step, kind, data) in [
         ("people", EventKind::Answer, json!({"name": "Ada Lovelace", "sign": "\u{e9}\u{1f511}\n\"\\\u{7}"})),
         ("generate", EventKind::Intent, json!({"id": "a0a1"})),
@@ -80,7 +81,7 @@ fn an_event_that_may_not_come_next_is_not_written() {
         deep = json!([deep]);
     }
     for (step, kind, data, problem) in [
-        ("opening", EventKind::Opened, Value::Object(opening()), Problem::Opened),
+        ("opened", EventKind::Opened, json!({"tool": "hsm-kms 0.1.0"}), Problem::Opened),
         ("generate", EventKind::Result, json!({}), Problem::NoIntent),
         ("Key", EventKind::Check, json!({}), Problem::Step),
         ("key", EventKind::Check, json!({"a": 1.5}), Problem::Number),
@@ -105,14 +106,12 @@ fn an_event_that_may_not_come_next_is_not_written() {
 }
 
 #[test]
-fn an_opening_that_lacks_something_leaves_no_file() {
+fn a_trial_has_no_transcript() {
     let folder = tempfile::tempdir().unwrap();
-    for key in ["ceremony_id", "kind", "plan_sha256", "tool", "tool_sha256"] {
-        let mut data = opening();
-        data.insert(key.to_owned(), json!(7));
-        Transcript::create(folder.path(), &PLAN, "opening", data).unwrap_err();
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{key}");
-    }
+    let trial = Opening { kind: Kind::Trial, ..opening() };
+    let error = Transcript::create(folder.path(), &trial).unwrap_err();
+    assert!(matches!(error, TranscriptError::Refused { problem: Problem::Data("kind"), .. }), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]
@@ -124,6 +123,7 @@ fn a_line_torn_at_any_byte_is_cut_off_and_the_transcript_goes_on() {
     let start = whole[..whole.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
     for end in start..whole.len() {
         fs::write(&path, &whole[..end]).unwrap();
+        assert_eq!(Transcript::closed_events(folder.path(), &PLAN).unwrap(), None);
         let (mut transcript, events, torn) = Transcript::resume(folder.path(), &PLAN).unwrap();
         assert_eq!((events.len(), torn), (4, end - start));
         assert_eq!(content(folder.path()), &whole[..start]);
@@ -165,8 +165,10 @@ fn only_one_process_writes_and_only_what_is_whole_is_continued() {
     assert!(matches!(resume(), Err(TranscriptError::InUse { .. })));
     close(&mut transcript);
     drop(transcript);
+    let events = Transcript::closed_events(folder.path(), &PLAN).unwrap();
+    assert_eq!(events.unwrap(), verify(&content(folder.path()), &PLAN).unwrap());
     assert!(matches!(resume(), Err(TranscriptError::Closed { .. })));
-    let created = Transcript::create(folder.path(), &PLAN, "opening", opening());
+    let created = Transcript::create(folder.path(), &opening());
     assert!(matches!(created, Err(TranscriptError::Exists { .. })));
 
     let mut changed = content(folder.path());
@@ -188,7 +190,12 @@ fn only_one_process_writes_and_only_what_is_whole_is_continued() {
 fn after_a_failed_write_nothing_is_appended() {
     let full = OpenOptions::new().append(true).open("/dev/full").unwrap();
     let mut transcript = Transcript::on(full, &PLAN);
-    let mut append = || transcript.append("opening", EventKind::Opened, opening()).unwrap_err();
+    let mut append = || {
+        let data = json!({
+            "ceremony_id": "0".repeat(32), "kind": "rehearsal", "plan_sha256": PLAN, "tool": "t", "tool_sha256": PLAN,
+        });
+        transcript.append("opened", EventKind::Opened, object(data)).unwrap_err()
+    };
     assert!(matches!(append(), TranscriptError::System { .. }));
     assert!(matches!(append(), TranscriptError::Failed { .. }));
 }

@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::chain::{Chain, canonical, check_values};
 use super::{Event, EventKind, MAX_DEPTH, MAX_TRANSCRIPT_BYTES, Problem, TRANSCRIPT_FILE, TranscriptFault, read};
-use crate::record::{Sha256Digest, UtcTime};
+use crate::record::{CeremonyId, Kind, Sha256Digest, UtcTime};
 
 /// A transcript that is being written, by this process and no other.
 #[derive(Debug)]
@@ -122,13 +122,8 @@ impl TranscriptError {
 }
 
 impl Transcript {
-    /// Begins a transcript in this directory, which has none yet: `data` of the event `opened` is as docs/formats.md says.
-    pub fn create(
-        directory: &Path,
-        plan: &Sha256Digest,
-        step: &str,
-        data: Map<String, Value>,
-    ) -> Result<Self, TranscriptError> {
+    /// Begins a transcript in this directory, which has none yet.
+    pub fn create(directory: &Path, opening: &Opening) -> Result<Self, TranscriptError> {
         let path = directory.join(TRANSCRIPT_FILE);
         let mut options = OpenOptions::new();
         let created = options.append(true).read(true).create_new(true).mode(0o644).open(&path);
@@ -136,19 +131,15 @@ impl Transcript {
             io::ErrorKind::AlreadyExists => TranscriptError::Exists { path: path.clone() },
             _ => TranscriptError::System { path: path.clone(), source },
         })?;
-        let mut transcript = Self::locked(file, &path, plan)?;
-        let begun = transcript.append(step, EventKind::Opened, data).and_then(|head| {
+        let mut transcript = Self::locked(file, &path, &opening.plan_sha256)?;
+        let begun = transcript.append("opened", EventKind::Opened, opening.data()).and_then(|_| {
             let synced = File::open(directory).and_then(|directory| directory.sync_all());
-            synced.map(|()| head).map_err(|source| TranscriptError::System { path: path.clone(), source })
+            synced.map_err(|source| TranscriptError::System { path: path.clone(), source })
         });
-        match begun {
-            Ok(_) => Ok(transcript),
-            Err(error) => {
-                // Nothing has happened yet; what is not whole must not stand in the way of a new start.
-                let _ = std::fs::remove_file(&path);
-                Err(error)
-            }
-        }
+        begun.map(|()| transcript).inspect_err(|_| {
+            // Nothing has happened yet; what is not whole must not stand in the way of a new start.
+            let _ = std::fs::remove_file(&path);
+        })
     }
 
     /// Goes on with an interrupted transcript, which must hold: its events, and how many bytes of an event that was cut short
@@ -162,9 +153,7 @@ impl Transcript {
             _ => system(source),
         })?;
         let mut transcript = Self::locked(file, &path, plan)?;
-        let mut bytes = Vec::new();
-        let limit = u64::try_from(MAX_TRANSCRIPT_BYTES).unwrap_or(u64::MAX);
-        (&transcript.file).take(limit + 1).read_to_end(&mut bytes).map_err(system)?;
+        let mut bytes = read_limited(&transcript.file).map_err(system)?;
         if bytes.len() > MAX_TRANSCRIPT_BYTES {
             // Only the beginning was read, so nothing may be cut off.
             let fault = TranscriptFault { line: 1, problem: Problem::TranscriptTooLong };
@@ -184,6 +173,19 @@ impl Transcript {
         }
         (transcript.chain, transcript.bytes, transcript.state) = (chain, bytes.len(), State::Interrupted);
         Ok((transcript, events, torn))
+    }
+
+    /// The events of the transcript in this directory, if the ceremony closed; it must hold as far as it goes.
+    pub fn closed_events(directory: &Path, plan: &Sha256Digest) -> Result<Option<Vec<Event>>, TranscriptError> {
+        let path = directory.join(TRANSCRIPT_FILE);
+        let system = |source| TranscriptError::System { path: path.clone(), source };
+        let mut bytes = File::open(&path).and_then(|file| read_limited(&file)).map_err(system)?;
+        if bytes.len() <= MAX_TRANSCRIPT_BYTES {
+            bytes.truncate(bytes.len() - torn_bytes(&bytes));
+        }
+        let (chain, events) =
+            read(&bytes, plan).map_err(|fault| TranscriptError::Fault { path: path.clone(), fault })?;
+        Ok(chain.is_closed().then_some(events))
     }
 
     /// Writes an event. When this returns it is on the disk, and what is returned is its hash. After an error nothing more can
@@ -239,6 +241,42 @@ impl Transcript {
     pub(super) fn on(file: File, plan: &Sha256Digest) -> Self {
         Self::locked(file, Path::new("transcript"), plan).unwrap()
     }
+}
+
+/// How a transcript begins.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// Random name of the ceremony.
+    pub ceremony_id: CeremonyId,
+    /// Production or rehearsal; a trial has no transcript.
+    pub kind: Kind,
+    /// SHA-256 of `plan.lock.json`.
+    pub plan_sha256: Sha256Digest,
+    /// Program and version.
+    pub tool: String,
+    /// SHA-256 of the program's file.
+    pub tool_sha256: Sha256Digest,
+}
+
+impl Opening {
+    fn data(&self) -> Map<String, Value> {
+        let Self { ceremony_id, kind, plan_sha256, tool, tool_sha256 } = self;
+        let data = [
+            ("ceremony_id", ceremony_id.to_string()),
+            ("kind", kind.word().to_owned()),
+            ("plan_sha256", plan_sha256.to_string()),
+            ("tool", tool.clone()),
+            ("tool_sha256", tool_sha256.to_string()),
+        ];
+        data.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect()
+    }
+}
+
+/// The whole file, or one byte more than a transcript has.
+fn read_limited(file: &File) -> io::Result<Vec<u8>> {
+    let (mut bytes, limit) = (Vec::new(), u64::try_from(MAX_TRANSCRIPT_BYTES).unwrap_or(u64::MAX));
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The line of an event that happens now.

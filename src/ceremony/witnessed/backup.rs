@@ -4,9 +4,10 @@ use serde_json::json;
 
 use super::{KeyProof, Run};
 use crate::ceremony::CeremonyError;
+use crate::ceremony::copies::{self, Errand};
+use crate::ceremony::rehearsal;
 use crate::ceremony::steps::StepId;
 use crate::ceremony::transcript::EventKind;
-use crate::ceremony::{copies, rehearsal};
 use crate::profile::UserKind;
 use crate::record::{KekRecord, Kind, TokenCopy};
 
@@ -34,7 +35,8 @@ impl Run<'_> {
                 let needs_pin = copy.token.profile.login.user != UserKind::None;
                 let pin = needs_pin.then(|| run.pin(&format!("{question}-pin"))).transpose()?;
                 run.console.begin("open the proof blobs there");
-                let KeyProof { serial, library, opened } = copies::prove(run.options.plan, copy, draft, pin.as_ref())?;
+                let KeyProof { serial, library, opened } =
+ copies::send(Errand::Prove, run.options.plan, &copy.serial, draft, pin.as_ref())?;
                 run.console.done(&format!("token {serial} opened {opened} proof blobs: it has this KEK"));
                 let data = json!({"check": "copy", "serial": serial, "library": library, "opened": opened});
                 run.write(StepId::Copies.name(), EventKind::Check, data)?;

@@ -2,14 +2,14 @@
 
 use serde_json::json;
 
-use super::{Closed, Proved, Run};
-use crate::ceremony::evidence;
+use super::{Closed, Proved, Run, report};
+use crate::ceremony::evidence::{self, Statement};
 use crate::ceremony::output::{RECORD_FILE, write_new};
 use crate::ceremony::site::Site;
 use crate::ceremony::steps::StepId;
-use crate::ceremony::transcript::EventKind;
-use crate::ceremony::{CeremonyError, Plan, WitnessedPlan, words};
-use crate::record::Sha256Digest;
+use crate::ceremony::transcript::{self, EventKind};
+use crate::ceremony::{CeremonyError, Plan, WitnessedPlan, paper, words};
+use crate::record::{KekRecord, Kind, Sha256Digest};
 
 impl Run<'_> {
     pub(super) fn close(&mut self, site: &Site, proved: Proved) -> Result<Closed, CeremonyError> {
@@ -29,12 +29,17 @@ impl Run<'_> {
             run.console.done(&path.display().to_string());
             Ok(((), json!({"record_sha256": digest})))
         })?;
+        self.end()
+    }
+
+    /// The bags, the last event, and what is made from them all.
+    pub(super) fn end(&mut self) -> Result<Closed, CeremonyError> {
         let bags = self.step(StepId::Closing, json!({}), |run| {
             let bags = run.bags()?;
             let data = json!({"bags": bags});
             Ok((bags, data))
         })?;
-        let record_sha256 = evidence::file_digest(&path)?;
+        let record_sha256 = evidence::file_digest(&self.plan.output.join(RECORD_FILE))?;
         self.write("closing", EventKind::Closed, json!({"record_sha256": record_sha256, "bags": bags}))?;
         let head = self.transcript.head();
         self.console.heading("closed", "", &[("SHA-256", &head.to_string()), ("words", &words(&head))]);
@@ -69,10 +74,40 @@ impl Run<'_> {
 /// Bags for the evidence: one for each of two places.
 const BAGS: usize = 2;
 
-/// Writes what is made from a closed transcript: statement, signers, script, report, sums.
+/// Writes what is made from a closed transcript and its record: script, report, statement, signers, and the sums of all.
 pub(super) fn finish(plan: &Plan, witnessed: &WitnessedPlan) -> Result<Closed, CeremonyError> {
     let directory = &plan.output;
-    let (record, events) = evidence::write_all(plan, witnessed)?;
+    let (plan_sha256, record_path) = (witnessed.lock.digest, directory.join(RECORD_FILE));
+    let system = |source| CeremonyError::System { what: "the evidence cannot be read", source };
+    let events = std::fs::read(directory.join(transcript::TRANSCRIPT_FILE)).map_err(system)?;
+    let events = transcript::verify(&events, &plan_sha256)?;
+    let bytes = std::fs::read(&record_path).map_err(system)?;
+    let record = KekRecord::read(&record_path)?;
     let head = events.last().map_or(Sha256Digest([0; 32]), |event| event.hash);
+    if directory.join(evidence::SUMS_FILE).exists() {
+        return Ok(Closed { record, directory: directory.clone(), head });
+    }
+    let statement = Statement::new(&record, &bytes, plan_sha256, head).to_string();
+    for (name, text) in [
+        (evidence::STATEMENT_FILE, statement),
+        (evidence::SIGNERS_FILE, evidence::allowed_signers(&witnessed.people)),
+        ("script.html", paper::script(plan, witnessed, stamp(record.kind))),
+        ("report.html", report::of(plan, witnessed, &record, &bytes, &events)),
+    ] {
+        // An interrupted run may have left a part of it.
+        let path = directory.join(name);
+        if let Err(source) = std::fs::remove_file(&path)
+            && source.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(CeremonyError::System { what: "a part of the evidence cannot be written anew", source });
+        }
+        write_new(&path, text.as_bytes())?;
+    }
+    evidence::write_sums(directory)?;
     Ok(Closed { record, directory: directory.clone(), head })
+}
+
+/// What stands on every page that is printed.
+pub(super) fn stamp(kind: Kind) -> Option<&'static str> {
+    (kind == Kind::Rehearsal).then_some("REHEARSAL")
 }

@@ -5,8 +5,10 @@
 
 mod backup;
 mod closing;
+mod destruction;
 mod key;
 mod opening;
+mod report;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use self::closing::finish;
+pub use self::destruction::destroy;
 use self::key::EarlierKeys;
 use super::console::Console;
 use super::copies::KeyProof;
@@ -24,7 +27,7 @@ use super::people::{Person, Role};
 use super::prove::{self, ReadBack};
 use super::site::Site;
 use super::steps::{Owner, Step, StepId, steps};
-use super::transcript::{Event, EventKind, Transcript, TranscriptError};
+use super::transcript::{Event, EventKind, Opening, Transcript, TranscriptError};
 use super::{CeremonyError, Plan, WitnessedPlan, without_core_dumps};
 use crate::record::{
     Ceremony, CeremonyId, KekRecord, Kind, Origin, Participant, Proof, Sha256Digest, TokenCopy, UtcTime, Witnessed,
@@ -71,37 +74,49 @@ struct Run<'a> {
     earlier: EarlierKeys,
 }
 
-/// Holds the ceremony.
+/// Holds the ceremony of a plan that makes a KEK.
 pub fn run(
     plan: &Plan,
     witnessed: &WitnessedPlan,
     options: &Options<'_>,
     console: &mut Console,
 ) -> Result<Closed, CeremonyError> {
+    match begin(plan, witnessed, options, console)? {
+        Some(mut run) => run.hold(),
+        None => finish(plan, witnessed),
+    }
+}
+
+/// Begins a ceremony, or goes on with one. `None`: it is closed already.
+fn begin<'a>(
+    plan: &'a Plan,
+    witnessed: &'a WitnessedPlan,
+    options: &'a Options<'a>,
+    console: &'a mut Console,
+) -> Result<Option<Run<'a>>, CeremonyError> {
     without_core_dumps()?;
     let tool_sha256 = program_digest()?;
-    let (transcript, id, earlier) = if options.resume {
+    let (transcript, id, events, torn) = if options.resume {
         let resumed = Transcript::resume(&plan.output, &witnessed.lock.digest);
         if matches!(resumed, Err(TranscriptError::Closed { .. })) {
-            return finish(plan, witnessed);
+            return Ok(None);
         }
         let (transcript, events, torn) = resumed?;
         let id = ceremony_id(&events)?;
-        (transcript, id, Some((events, torn)))
+        (transcript, id, events, torn)
     } else {
         check_empty(&plan.output)?;
         write_new(&plan.output.join(evidence::PLAN_FILE), &witnessed.lock.json)?;
         let id = CeremonyId::new(super::keys::random()?);
-        let opening = json!({
-            "ceremony_id": id,
-            "kind": options.kind,
-            "plan_sha256": witnessed.lock.digest,
-            "tool": super::TOOL,
-            "tool_sha256": tool_sha256,
-        });
-        (Transcript::create(&plan.output, &witnessed.lock.digest, "opening", object(opening))?, id, None)
+        let opening = Opening {
+            ceremony_id: id,
+            kind: options.kind,
+            plan_sha256: witnessed.lock.digest,
+            tool: super::TOOL.to_owned(),
+            tool_sha256,
+        };
+        (Transcript::create(&plan.output, &opening)?, id, Vec::new(), 0)
     };
-    let (events, torn) = earlier.unwrap_or_default();
     let mut run = Run {
         plan,
         witnessed,
@@ -119,19 +134,16 @@ pub fn run(
         let data = json!({"torn_bytes": torn, "tool": super::TOOL, "tool_sha256": tool_sha256});
         run.write("resumed", EventKind::Resumed, data)?;
     }
-    run.hold()
+    if run.console.is_answered_from_file() && options.kind == Kind::Production {
+        let reason = "they come from a file, not from people";
+        run.used.push(format!("answers: {reason}"));
+        run.write("people", EventKind::Exception, json!({"check": "answers", "reason": reason}))?;
+    }
+    Ok(Some(run))
 }
 
 impl Run<'_> {
     fn hold(&mut self) -> Result<Closed, CeremonyError> {
-        if self.console.is_answered_from_file() && self.options.kind == Kind::Production {
-            self.used.push("answers came from a file, not from people".to_owned());
-            self.write(
-                "people",
-                EventKind::Exception,
-                json!({"check": "answers", "reason": "answers come from a file"}),
-            )?;
-        }
         self.open()?;
         let site = self.preflight()?;
         let login = self.login(&site)?;
@@ -161,11 +173,7 @@ impl Run<'_> {
             run.console.begin("try what the token must refuse");
             let refusals = prove::refusals(run.plan, &session, keys, &read)?;
             run.console.done(&format!("{} attempts, none made a key less secret", refusals.len()));
-            let list: Vec<_> = refusals
-                .iter()
-                .map(|refusal| json!({"key": refusal.key, "attempt": refusal.attempt, "answer": refusal.answer}))
-                .collect();
-            Ok(((), json!({"refusals": list})))
+            Ok(((), json!({"refusals": refusals})))
         })?;
         let proofs = self.step(StepId::Proofs, json!({"count": prove::PROOFS}), |run| {
             run.console.begin("seal and open proof blobs");
@@ -293,7 +301,7 @@ impl Run<'_> {
         let Some(reason) = self.exceptions.get(check) else {
             return Err(CeremonyError::Check { check, found: found.to_owned() });
         };
-        self.used.push(format!("{check}: {found}; {reason}"));
+        self.used.push(format!("{check}: {reason}"));
         Ok(())
     }
 }

@@ -6,8 +6,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::{failed, load, print, print_json, witnessed_part};
+use crate::ceremony;
 use crate::ceremony::preflight::EXCEPTIONS;
-use crate::ceremony::{self};
 use crate::cli::CliError;
 use crate::exit::ExitCode;
 
@@ -20,8 +20,8 @@ pub(super) struct ExceptionArgs {
     /// Name of the check
     #[arg(long, value_parser = EXCEPTIONS)]
     check: String,
-    /// Why it is right to go on
-    #[arg(long, value_name = "TEXT")]
+    /// Why it is right to go on: one line, at most 120 bytes
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
     reason: String,
     /// Who decided: a person of the plan
     #[arg(long, value_name = "NAME")]
@@ -29,6 +29,11 @@ pub(super) struct ExceptionArgs {
     /// Write the exception as JSON to standard output
     #[arg(long)]
     json: bool,
+}
+
+fn reason(text: &str) -> Result<String, &'static str> {
+    let fits = (1..=120).contains(&text.len()) && !text.chars().any(char::is_control);
+    fits.then(|| text.to_owned()).ok_or("expected 1 to 120 bytes on one line")
 }
 
 pub(super) fn run(args: &ExceptionArgs) -> Result<ExitCode, CliError> {

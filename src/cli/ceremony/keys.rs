@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{failed, load, print, print_json, with_environment, witnessed_part};
 use crate::ceremony::preflight::{self, CheckOutcome};
-use crate::ceremony::{self, Console, KeyProof, Plan, Sameness};
+use crate::ceremony::{self, Console, ConsoleError, KeyProof, Plan, Sameness};
 use crate::cli::CliError;
 use crate::config::Token;
 use crate::exit::ExitCode;
@@ -49,6 +49,19 @@ pub(super) struct CloneCheckArgs {
 pub(super) struct VerifyKeyArgs {
     #[command(flatten)]
     common: Common,
+}
+
+/// Destroy the KEK of a record on one token; sent by `ceremony destroy`, never by hand
+#[derive(Args, Debug)]
+pub(super) struct DestroyKeyArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Serial number of the token
+    #[arg(long, value_name = "SERIAL")]
+    serial: String,
+    /// Only see that it is gone
+    #[arg(long)]
+    gone: bool,
 }
 
 #[derive(Args, Debug)]
@@ -107,6 +120,44 @@ pub(super) fn verify_key(args: &VerifyKeyArgs) -> Result<ExitCode, CliError> {
     verify(&args.common, &plan, &plan.token, None, Sameness::Original)
 }
 
+pub(super) fn destroy_key(args: &DestroyKeyArgs) -> Result<ExitCode, CliError> {
+    let plan = load(&args.common.plan)?;
+    let witnessed = witnessed_part(&plan, "destroy")?;
+    let copy = witnessed.copies.iter().find(|copy| copy.serial == args.serial);
+    let (token, sameness) = copy.map_or((&plan.token, Sameness::Original), |copy| (&copy.token, Sameness::Copy));
+    with_environment(&token.environment)?;
+    let record = record(&args.common, &plan)?.0;
+    if witnessed.destroys.is_none() {
+        return Err(CliError {
+            code: ExitCode::BadUsage,
+            what: "nothing was destroyed".to_owned(),
+            why: "the plan destroys no KEK".to_owned(),
+            hint: "use `hsm-kms ceremony destroy`".to_owned(),
+        });
+    }
+    let pin = pin(&args.common, token)?;
+    if args.gone {
+        let left = ceremony::count_keys(token, &args.serial, &record, pin.as_ref()).map_err(|error| failed(&error))?;
+        print_json(&json!({"left": left}))?;
+    } else {
+        let proof = ceremony::destroy_key(token, &args.serial, &record, pin.as_ref(), sameness);
+        print_json(&json!(proof.map_err(|error| failed(&error))?))?;
+    }
+    Ok(ExitCode::Done)
+}
+
+/// The record, and where it lies.
+fn record(args: &Common, plan: &Plan) -> Result<(KekRecord, PathBuf), CliError> {
+    let path = args.record.clone().unwrap_or_else(|| plan.output.join("kek-record.json"));
+    let record = KekRecord::read(&path).map_err(|error| CliError {
+        code: ExitCode::BadUsage,
+        what: "the KEK record cannot be used".to_owned(),
+        why: error.to_string(),
+        hint: error.hint(),
+    })?;
+    Ok((record, path))
+}
+
 fn verify(
     args: &Common,
     plan: &Plan,
@@ -118,21 +169,14 @@ fn verify(
         return show_calls(ceremony::VERIFY_CALLS, args.json);
     }
     with_environment(&token.environment)?;
-    let default = plan.output.join("kek-record.json");
-    let path = args.record.as_deref().unwrap_or(&default);
-    let record = KekRecord::read(path).map_err(|error| CliError {
-        code: ExitCode::BadUsage,
-        what: "the KEK record cannot be used".to_owned(),
-        why: error.to_string(),
-        hint: error.hint(),
-    })?;
+    let (record, path) = record(args, plan)?;
     let pin = pin(args, token)?;
     let serial = serial.unwrap_or(&record.token.serial);
     let proof = ceremony::verify_key(token, serial, &record, pin.as_ref(), sameness).map_err(|error| CliError {
         what: "the token did not prove that it holds the KEK".to_owned(),
         ..failed(&error)
     })?;
-    show(&proof, path, args.json)
+    show(&proof, &path, args.json)
 }
 
 /// The PIN from its source, or typed in two halves; none where nobody logs in.
@@ -146,10 +190,9 @@ fn pin(args: &Common, token: &Token) -> Result<Option<Pin>, CliError> {
             source.read(token.profile.login.pin).map_err(|error| failed(&crate::pkcs11::Error::from(error).into()))?;
         return Ok(Some(pin));
     }
-    let mut console = Console::new(None).map_err(|error| failed(&error.into()))?;
-    let mut half = |name: &str| {
-        console.ask_hidden("pin", &format!("{name} half of the PIN")).map_err(|error| failed(&error.into()))
-    };
+    let untyped = |error: ConsoleError| CliError { what: "there is no PIN".to_owned(), ..failed(&error.into()) };
+    let mut console = Console::new(None).map_err(untyped)?;
+    let mut half = |name: &str| console.ask_hidden("pin", &format!("{name} half of the PIN")).map_err(untyped);
     let (first, second) = (half("first")?, half("second")?);
     let whole = zeroize::Zeroizing::new(format!("{}{}", first.expose_secret(), second.expose_secret()));
     if !token.profile.login.pin.fits(&whole) {

@@ -3,7 +3,9 @@
 mod exception;
 mod keys;
 mod plan;
+mod sign;
 mod trial;
+mod verify;
 mod witnessed;
 
 use std::collections::BTreeMap;
@@ -36,8 +38,17 @@ enum CeremonyCommand {
     Run(witnessed::RunArgs),
     /// Hold the ceremony of a KEK that follows another
     Rotate(witnessed::RotateArgs),
+    /// Hold the ceremony that destroys a KEK
+    Destroy(witnessed::DestroyArgs),
+    /// The process that `destroy` sends to a token
+    #[command(hide = true)]
+    DestroyKey(keys::DestroyKeyArgs),
     /// Record who decided to go on although a check fails
     Exception(exception::ExceptionArgs),
+    /// Add a person's signature to the evidence of a ceremony
+    Sign(sign::SignArgs),
+    /// Check the evidence beside a record, without an HSM
+    VerifyRecord(verify::VerifyArgs),
     /// Prove that another token holds a copy of the KEK
     CloneCheck(keys::CloneCheckArgs),
     /// Prove that the token holds the KEK of a record
@@ -51,7 +62,11 @@ pub(super) fn run(args: CeremonyArgs) -> Result<ExitCode, CliError> {
         CeremonyCommand::Rehearse(args) => witnessed::rehearse(&args),
         CeremonyCommand::Run(args) => witnessed::run(&args),
         CeremonyCommand::Rotate(args) => witnessed::rotate(&args),
+        CeremonyCommand::Destroy(args) => witnessed::destroy(&args),
+        CeremonyCommand::DestroyKey(args) => keys::destroy_key(&args),
         CeremonyCommand::Exception(args) => exception::run(&args),
+        CeremonyCommand::Sign(args) => sign::run(args),
+        CeremonyCommand::VerifyRecord(args) => verify::run(&args),
         CeremonyCommand::CloneCheck(args) => keys::clone_check(&args),
         CeremonyCommand::VerifyKey(args) => keys::verify_key(&args),
     }
@@ -129,6 +144,6 @@ fn print(text: &str) -> Result<(), CliError> {
         code: ExitCode::NotReachable,
         what: "the result cannot be written to standard output".to_owned(),
         why: error.to_string(),
-        hint: "the KEK and its record were made; see the record file".to_owned(),
+        hint: "the work itself was done; see the files".to_owned(),
     })
 }

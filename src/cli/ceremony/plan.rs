@@ -9,7 +9,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::json;
 
 use super::{load, print, print_json, witnessed_part};
-use crate::ceremony::{self, Plan, WitnessedPlan, steps, words};
+use crate::ceremony::{Plan, WitnessedPlan, paper, steps, words};
 use crate::cli::CliError;
 use crate::exit::ExitCode;
 
@@ -43,6 +43,9 @@ pub(super) enum PlanCommand {
         /// The file to write; it must not exist
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+        /// Stamp every page: for a rehearsal
+        #[arg(long)]
+        rehearsal: bool,
     },
 }
 
@@ -58,10 +61,10 @@ pub(super) fn run(command: PlanCommand) -> Result<ExitCode, CliError> {
         }
         PlanCommand::Lint { file, json } => lint(&file, json)?,
         PlanCommand::Show { file, json } => show(&file, json)?,
-        PlanCommand::Render { file, out } => {
+        PlanCommand::Render { file, out, rehearsal } => {
             let plan = load(&file)?;
             let witnessed = witnessed_part(&plan, "plan render")?;
-            write(&out, &ceremony::script(&plan, witnessed))?;
+            write(&out, &paper::script(&plan, witnessed, rehearsal.then_some("REHEARSAL")))?;
             print(&format!("{} is written: open it in a browser, and print a copy for each person\n", out.display()))?;
         }
     }

@@ -62,11 +62,6 @@ fn key_id(outcome: &Outcome) -> KeyId {
 
 fn print_json(outcome: &Outcome) -> Result<(), CliError> {
     let key_id = key_id(outcome);
-    let refusals: Vec<_> = outcome
-        .refusals
-        .iter()
-        .map(|refusal| serde_json::json!({"key": refusal.key, "attempt": refusal.attempt, "answer": refusal.answer}))
-        .collect();
     let json = serde_json::json!({
         "record": outcome.path,
         "kind": outcome.record.kind,
@@ -75,7 +70,7 @@ fn print_json(outcome: &Outcome) -> Result<(), CliError> {
         "attributes": outcome.record.kek.attributes,
         "mac_key_attributes": outcome.record.mac_key.as_ref().map(|key| &key.attributes),
         "deviations": outcome.record.deviations,
-        "refusals": refusals,
+        "refusals": outcome.refusals,
     });
     print(&format!("{json:#}\n"))
 }
@@ -96,7 +91,7 @@ fn print_table(outcome: &Outcome) -> Result<(), CliError> {
         let mut refusals = Table::new();
         refusals.load_style(presets::ASCII_MARKDOWN).set_header([&format!("tried on {:?}", key.label), "answer"]);
         for refusal in outcome.refusals.iter().filter(|refusal| refusal.key == key.label) {
-            refusals.add_row([refusal.attempt, &refusal.answer]);
+            refusals.add_row([refusal.attempt.as_ref(), &refusal.answer]);
         }
         tables.push(refusals);
     }

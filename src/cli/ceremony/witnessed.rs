@@ -53,6 +53,22 @@ pub(super) struct RehearseArgs {
     previous: Option<PathBuf>,
 }
 
+/// Hold the ceremony that destroys a KEK
+#[derive(Args, Debug)]
+pub(super) struct DestroyArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Record of the KEK; the plan names its SHA-256 under `destroys`
+    #[arg(long, value_name = "FILE")]
+    record: PathBuf,
+    /// The plan that was agreed to: its SHA-256, or its twelve words
+    #[arg(long, value_name = "SHA256|WORDS")]
+    expect_plan: Option<String>,
+    /// Go on with a ceremony that was interrupted
+    #[arg(long)]
+    resume: bool,
+}
+
 #[derive(Args, Debug)]
 struct Common {
     /// The plan: the only input (docs/ceremony.md)
@@ -99,14 +115,16 @@ fn hold(args: &RunArgs, previous: Option<&Path>) -> Result<ExitCode, CliError> {
     if kind == Kind::Production {
         check_expected(witnessed, args.expect_plan.as_deref())?;
     }
+    if witnessed.destroys.is_some() {
+        return Err(CliError {
+            code: ExitCode::BadUsage,
+            what: "no ceremony was begun".to_owned(),
+            why: "the plan destroys a KEK".to_owned(),
+            hint: "use `hsm-kms ceremony destroy`".to_owned(),
+        });
+    }
     let options = Options { kind, plan: file, resume: args.resume, rehearsal: args.rehearsal.as_deref(), previous };
-    let answers = answers.as_deref().map(Answers::read).transpose().map_err(|error| CliError {
-        code: ExitCode::BadUsage,
-        what: "the answers cannot be used".to_owned(),
-        why: error.to_string(),
-        hint: error.hint(),
-    })?;
-    let mut console = Console::new(answers).map_err(|error| failed(&error.into()))?;
+    let mut console = console(answers.as_deref())?;
     if kind == Kind::Rehearsal {
         let [first, second] = PIN_HALVES;
         console.tell(&format!(
@@ -118,6 +136,33 @@ fn hold(args: &RunArgs, previous: Option<&Path>) -> Result<ExitCode, CliError> {
     Ok(ExitCode::Done)
 }
 
+pub(super) fn destroy(args: &DestroyArgs) -> Result<ExitCode, CliError> {
+    let Common { plan: file, answers, dry_run, json } = &args.common;
+    let plan = load(file)?;
+    let witnessed = witnessed_part(&plan, "destroy")?;
+    if *dry_run {
+        return show_calls(&plan, *json);
+    }
+    with_environment(&plan.token.environment)?;
+    check_expected(witnessed, args.expect_plan.as_deref())?;
+    let options = Options { kind: Kind::Production, plan: file, resume: args.resume, rehearsal: None, previous: None };
+    let mut console = console(answers.as_deref())?;
+    let closed = ceremony::destroy(&plan, witnessed, &args.record, &options, &mut console);
+    show(&closed.map_err(|error| failed(&error))?, *json)?;
+    Ok(ExitCode::Done)
+}
+
+/// The terminal, or the answers of this file.
+fn console(answers: Option<&Path>) -> Result<Console, CliError> {
+    let answers = answers.map(Answers::read).transpose().map_err(|error| CliError {
+        code: ExitCode::BadUsage,
+        what: "the answers cannot be used".to_owned(),
+        why: error.to_string(),
+        hint: error.hint(),
+    })?;
+    Console::new(answers).map_err(|error| failed(&error.into()))
+}
+
 pub(super) fn rehearse(args: &RehearseArgs) -> Result<ExitCode, CliError> {
     let Common { plan: file, answers, dry_run, json } = &args.common;
     let plan = load(file)?;
@@ -125,7 +170,21 @@ pub(super) fn rehearse(args: &RehearseArgs) -> Result<ExitCode, CliError> {
     if *dry_run {
         return show_calls(&plan, *json);
     }
-    let stage = Stage::new(witnessed, &args.output).map_err(|error| failed(&error))?;
+    if witnessed.destroys.is_some() {
+        return Err(CliError {
+            code: ExitCode::BadUsage,
+            what: "there is no rehearsal of a destruction".to_owned(),
+            why: "on a throw-away token there is no KEK to destroy".to_owned(),
+            hint: "see what it will do with `hsm-kms ceremony destroy --dry-run`".to_owned(),
+        });
+    }
+    let output = args.output.canonicalize().map_err(|error| CliError {
+        code: ExitCode::BadUsage,
+        what: format!("{} cannot take the evidence", args.output.display()),
+        why: error.to_string(),
+        hint: "name an existing, empty directory".to_owned(),
+    })?;
+    let stage = Stage::new(witnessed, &output).map_err(|error| failed(&error))?;
     let staged = stage.plan(witnessed).map_err(|error| unusable(&error))?;
     // In a process of its own: the module reads its configuration from the environment.
     let mut command = Command::new("/proc/self/exe");

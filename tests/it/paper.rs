@@ -1,0 +1,111 @@
+//! The ceremony on paper: printed by a real browser on A4 and Letter, then looked at, word by word and in grey.
+//!
+//! `HSM_KMS_TEST_PAPER` names a folder to keep the documents and their pages in, for eyes.
+
+mod documents;
+mod print;
+
+use hsm_kms::attributes::AttributeName;
+use hsm_kms::ceremony::{steps, words};
+
+use self::documents::{Ceremony, HOSTILE};
+use self::print::{Paper, Printed};
+
+const STAMP: &str = "REHEARSAL";
+
+#[test]
+fn a_large_rehearsal_is_printed_whole() {
+    let ceremony = Ceremony::large();
+    for paper in Paper::ALL {
+        let script = Printed::new("large-script", &ceremony.script(Some(STAMP)), paper);
+        script.is_tidy(8..=16);
+        script.has_on_every_page(STAMP);
+        has_what_a_script_has(&script, &ceremony);
+        let report = Printed::new("large-report", &ceremony.report(Some(STAMP)), paper);
+        report.is_tidy(8..=18);
+        report.has_on_every_page(STAMP);
+        has_what_a_report_has(&report, &ceremony);
+        report.lacks("NO RECOVERY");
+    }
+}
+
+#[test]
+fn a_small_ceremony_is_printed_whole() {
+    let ceremony = Ceremony::small();
+    for paper in Paper::ALL {
+        let script = Printed::new("small-script", &ceremony.script(None), paper);
+        script.is_tidy(7..=13);
+        script.lacks(STAMP);
+        has_what_a_script_has(&script, &ceremony);
+        let report = Printed::new("small-report", &ceremony.report(None), paper);
+        report.is_tidy(5..=10);
+        report.lacks(STAMP);
+        report.has(&["NO RECOVERY"]);
+        has_what_a_report_has(&report, &ceremony);
+    }
+}
+
+#[test]
+fn the_script_of_an_import_is_printed_whole() {
+    let ceremony = Ceremony::import();
+    let script = Printed::new("import-script", &ceremony.script(None), Paper::A4);
+    script.is_tidy(8..=16);
+    has_what_a_script_has(&script, &ceremony);
+}
+
+#[test]
+fn documents_reach_for_nothing_and_run_nothing() {
+    for ceremony in [Ceremony::large(), Ceremony::small()] {
+        for html in [ceremony.script(Some("<script>")), ceremony.report(Some("<script>"))] {
+            for lacking in ["http:", "https:", "src=", "href=", "<script", "@import", "url(", "<link", "<img", HOSTILE]
+            {
+                assert!(!html.contains(lacking), "{lacking}");
+            }
+            assert!(html.contains("default-src 'none'"));
+        }
+    }
+}
+
+fn has_what_a_script_has(script: &Printed, ceremony: &Ceremony) {
+    has_plan_and_people(script, ceremony);
+    for step in steps(ceremony.witnessed()) {
+        script.has(&[step.title, step.what, step.why]);
+    }
+    for copy in &ceremony.witnessed().copies {
+        script.has(&[&copy.serial]);
+    }
+    script.has(&["Exception sheet 2", "Closing sheet", "Number of the bag"]);
+}
+
+fn has_what_a_report_has(report: &Printed, ceremony: &Ceremony) {
+    has_plan_and_people(report, ceremony);
+    for step in steps(ceremony.witnessed()) {
+        report.has(&[step.title]);
+    }
+    report.has(&AttributeName::ALL.map(AttributeName::name));
+    report.has(&words(&ceremony.head).split(' ').collect::<Vec<_>>());
+    report.has(&[&ceremony.head.to_string(), &ceremony.record_sha256.to_string()]);
+    for event in &ceremony.events {
+        report.has(&[&event.seq.to_string(), &event.time.to_string(), &event.step, &event.kind, &event.text]);
+    }
+    for refusal in &ceremony.refusals {
+        report.has(&[refusal.attempt, &refusal.answer]);
+    }
+    for text in ceremony.exceptions.iter().chain(&ceremony.bags) {
+        report.has(&[text]);
+    }
+    for proof in &ceremony.record.proofs {
+        report.has(&[&proof.challenge_sha256.to_string()]);
+    }
+    report.has(&["sha256sum -c SHA256SUMS", "hsm-kms ceremony verify-record", "signatures/1-administrator.sig"]);
+}
+
+fn has_plan_and_people(printed: &Printed, ceremony: &Ceremony) {
+    let plan = ceremony.witnessed();
+    printed.has(&[ceremony.plan.cluster.as_str(), &plan.site, &plan.serial, &ceremony.plan.kek.label]);
+    printed.has(&words(&plan.lock.digest).split(' ').collect::<Vec<_>>());
+    printed.has(&[&plan.lock.digest.to_string()]);
+    for person in plan.people.all() {
+        printed.has(&[person.name.as_str(), person.role.word(), &person.key.fingerprint()]);
+    }
+}

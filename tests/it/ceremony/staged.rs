@@ -134,6 +134,16 @@ impl Staged {
         text(&output)
     }
 
+    /// Rehearses it with these answers, but for the PIN, which is another there.
+    pub fn rehearse_with(&self, answers: &Answers) {
+        let [first, second] = REHEARSED_HALVES;
+        let answers = with(with(answers.clone(), "pin-1", first), "pin-2", second);
+        let output = self.file("rehearsal");
+        fs::create_dir(&output).unwrap();
+        let rehearsed = self.rehearse_into(&output, &answers);
+        assert!(rehearsed.status.success(), "{}", written(&rehearsed));
+    }
+
     /// A rehearsal that may fail.
     pub fn rehearse_into(&self, output: &Path, answers: &Answers) -> Output {
         let answers = self.answers_file("rehearsal-answers.json", answers);
@@ -206,8 +216,17 @@ impl Staged {
         transcript.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Labels and ids of the secret keys on the token, as another program sees them.
+    /// Labels and ids of the secret keys on the token, as another program sees them. Not of nameless shells: see there.
     pub fn keys(&self) -> Vec<(String, String)> {
+        self.objects().into_iter().filter(|(label, id)| !label.is_empty() || !id.is_empty()).collect()
+    }
+
+    /// Objects that have neither label nor id.
+    pub fn shells(&self) -> usize {
+        self.objects().len() - self.keys().len()
+    }
+
+    fn objects(&self) -> Vec<(String, String)> {
         let mut tool = Command::new("pkcs11-tool");
         tool.envs(&self.token.environment).arg("--module").arg(&self.token.module);
         tool.arg("--token-label").arg(self.plan["token"]["label"].as_str().unwrap());
@@ -219,7 +238,11 @@ impl Staged {
             let line = object.lines().find_map(|line| line.trim().strip_prefix(name));
             line.unwrap_or_default().trim().to_owned()
         };
-        objects.split("Secret Key Object").skip(1).map(|object| (field(object, "label:"), field(object, "ID:"))).collect()
+        objects
+            .split("Secret Key Object")
+            .skip(1)
+            .map(|object| (field(object, "label:"), field(object, "ID:")))
+            .collect()
     }
 
     /// There is one key on the token, and it is the record's.

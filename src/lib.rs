@@ -24,6 +24,7 @@ pub mod profile;
 pub mod record;
 pub mod seal;
 pub mod secret;
+pub mod shares;
 pub mod strict;
 pub mod token;
 pub mod wire;

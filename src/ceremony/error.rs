@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::ImportError;
 use super::console::ConsoleError;
 use super::evidence::EvidenceError;
 use super::plan::PlanError;
@@ -75,6 +76,9 @@ pub enum CeremonyError {
     /// The evidence cannot be written or read.
     #[error(transparent)]
     Evidence(#[from] EvidenceError),
+    /// The key cannot be brought in from outside.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// Something with the KEK's label is on the token already.
     #[error("{count} object(s) with label {label:?} are on the token already")]
     LabelTaken {
@@ -205,6 +209,7 @@ impl CeremonyError {
                 "if the plan's owner accepts it, name the attribute under kek.permit in the plan; a key that the ceremony made was destroyed"
                     .to_owned()
             }
+            Self::Import(error) => error.hint().to_owned(),
             Self::LabelTaken { .. } => {
                 "choose a new kek.label in the plan; a ceremony never touches an existing object".to_owned()
             }

@@ -9,6 +9,14 @@ use crate::pkcs11::{Error, Key, KeyTemplate, Session};
 /// Generates the key. A token that refuses the optional attributes is asked again without them; what it then made is judged
 /// by reading back, not by the code it refused with.
 pub(crate) fn generate(session: &Session, template: &KeyTemplate) -> Result<Key, Error> {
+    with_or_without_optional(template, |template| session.generate(template))
+}
+
+/// The same for a key that `make` makes.
+pub(super) fn with_or_without_optional(
+    template: &KeyTemplate,
+    mut make: impl FnMut(&KeyTemplate) -> Result<Key, Error>,
+) -> Result<Key, Error> {
     let mut refused = None;
     for without in [
         &[][..],
@@ -17,7 +25,7 @@ pub(crate) fn generate(session: &Session, template: &KeyTemplate) -> Result<Key,
         &[sys::CKA_COPYABLE, sys::CKA_ALLOWED_MECHANISMS],
     ] {
         let omit = [&template.omit, without].concat();
-        match session.generate(&KeyTemplate { omit, ..template.clone() }) {
+        match make(&KeyTemplate { omit, ..template.clone() }) {
             Ok(key) => return Ok(key),
             Err(error) if may_be_the_template(&error) => refused = Some(error),
             Err(error) => return Err(error),
@@ -31,6 +39,11 @@ pub(crate) fn deviations(template: &KeyTemplate, found: &Attributes) -> Vec<Devi
     attributes::deviations(template.purpose, &strict_for(template, found), found)
 }
 
+/// The same for a key that came from outside.
+pub(super) fn deviations_of_import(template: &KeyTemplate, found: &Attributes) -> Vec<Deviation> {
+    attributes::deviations(template.purpose, &strict_for_import(template, found), found)
+}
+
 /// What the key that was found must be. An attribute that is not there may be anything.
 pub(super) fn strict_for(template: &KeyTemplate, found: &Attributes) -> Attributes {
     let mut strict = strict(template);
@@ -42,6 +55,22 @@ pub(super) fn strict_for(template: &KeyTemplate, found: &Attributes) -> Attribut
         if found.get(&AttributeName::KeyType) == Some(&of_its_own) {
             strict.insert(AttributeName::KeyType, of_its_own);
         }
+    }
+    strict
+}
+
+/// The same for a key that came from outside. It must not say that it was made in the token, nor that it was always secret; some tokens
+/// say nothing of it.
+pub(super) fn strict_for_import(template: &KeyTemplate, found: &Attributes) -> Attributes {
+    let mut strict = strict_for(template, found);
+    for (name, value) in [
+        (AttributeName::AlwaysSensitive, AttributeValue::Bool(false)),
+        (AttributeName::KeyGenMechanism, AttributeValue::Number(sys::CK_UNAVAILABLE_INFORMATION)),
+        (AttributeName::Local, AttributeValue::Bool(false)),
+        (AttributeName::NeverExtractable, AttributeValue::Bool(false)),
+    ] {
+        let is_told = found.get(&name).is_some_and(|found| *found != AttributeValue::UNAVAILABLE);
+        strict.insert(name, if is_told { value } else { AttributeValue::UNAVAILABLE });
     }
     strict
 }
@@ -91,4 +120,85 @@ fn may_be_the_template(error: &Error) -> bool {
             | sys::CKR_GENERAL_ERROR
             | sys::CKR_FUNCTION_FAILED
     ) && *class != Class::PinOrConfig)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template() -> KeyTemplate {
+        KeyTemplate {
+            purpose: KeyUse::Encrypt,
+            id: vec![1],
+            label: "kek".to_owned(),
+            kind: sys::CKK_AES,
+            generate: sys::CKM_AES_KEY_GEN,
+            mechanism: sys::CKM_AES_GCM,
+            add: Vec::new(),
+            omit: Vec::new(),
+        }
+    }
+
+    /// As a token reads that takes the strict template, with these attributes otherwise.
+    fn read(others: &[(AttributeName, AttributeValue)]) -> Attributes {
+        let mut read = strict(&template());
+        read.extend(others.iter().cloned());
+        read
+    }
+
+    fn imported(value: &AttributeValue, mechanism: AttributeValue) -> Attributes {
+        read(&[
+            (AttributeName::AlwaysSensitive, value.clone()),
+            (AttributeName::KeyGenMechanism, mechanism),
+            (AttributeName::Local, value.clone()),
+            (AttributeName::NeverExtractable, value.clone()),
+        ])
+    }
+
+    #[test]
+    fn an_imported_key_says_so_or_says_nothing_of_it() {
+        let told = imported(&AttributeValue::Bool(false), AttributeValue::Number(sys::CK_UNAVAILABLE_INFORMATION));
+        let untold = imported(&AttributeValue::UNAVAILABLE, AttributeValue::UNAVAILABLE);
+        for found in [told, untold] {
+            assert_eq!(deviations_of_import(&template(), &found), []);
+            assert_eq!(deviations(&template(), &found).len(), 4);
+        }
+        // One that claims to have been made in the token is not the one that came in.
+        assert_eq!(deviations_of_import(&template(), &read(&[])).len(), 4);
+    }
+
+    #[test]
+    fn an_imported_key_must_be_as_strict_as_any_other() {
+        for (name, value) in [
+            (AttributeName::Extractable, AttributeValue::Bool(true)),
+            (AttributeName::Modifiable, AttributeValue::Bool(true)),
+            (AttributeName::Wrap, AttributeValue::Bool(true)),
+            (AttributeName::ValueLen, AttributeValue::Number(16)),
+        ] {
+            let mut found = imported(&AttributeValue::Bool(false), AttributeValue::UNAVAILABLE);
+            found.insert(name, value);
+            let deviations = deviations_of_import(&template(), &found);
+            assert_eq!(deviations.iter().map(|deviation| deviation.name).collect::<Vec<_>>(), [name]);
+        }
+    }
+
+    #[test]
+    fn only_what_may_lie_at_the_template_is_tried_with_less() {
+        let refused =
+            |code| Error::Call { function: "C_UnwrapKey".to_owned(), code, class: Class::Gone, poisoned: false };
+        let mut tried = Vec::new();
+        let all = with_or_without_optional(&template(), |template| {
+            tried.push(template.omit.len());
+            Err(refused(sys::CKR_TEMPLATE_INCONSISTENT))
+        });
+        assert!(all.is_err());
+        assert_eq!(tried, [0, 1, 1, 2]);
+        let mut count = 0;
+        let once = with_or_without_optional(&template(), |_| {
+            count += 1;
+            Err(refused(sys::CKR_DEVICE_ERROR))
+        });
+        assert!(once.is_err());
+        assert_eq!(count, 1);
+    }
 }

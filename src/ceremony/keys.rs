@@ -5,7 +5,7 @@ use cryptoki_sys as sys;
 
 use super::{CeremonyError, Plan, generate};
 use crate::attributes::KeyUse;
-use crate::pkcs11::{Key, KeyTemplate, Session};
+use crate::pkcs11::{self, Key, KeyTemplate, Session};
 use crate::profile::KeyGeneration;
 
 /// The keys on the token, before anything is proved about them.
@@ -59,9 +59,18 @@ impl Keys {
 
     /// Makes them. If that fails, some may have been made: see [`Self::destroy`].
     pub(super) fn generate(&mut self, login: &Session) -> Result<(), CeremonyError> {
+        self.make(login, |template| generate(login, template))
+    }
+
+    /// The same, each by `make`.
+    pub(super) fn make(
+        &mut self,
+        login: &Session,
+        mut make: impl FnMut(&KeyTemplate) -> Result<Key, pkcs11::Error>,
+    ) -> Result<(), CeremonyError> {
         let Self { kek, mac, made } = self;
         [Some(kek), mac.as_mut()].into_iter().flatten().try_for_each(|template| {
-            let key = generate(login, template)?;
+            let key = make(template)?;
             made.push((key, template.clone()));
             // Some modules give ids of their own.
             let id = login.key_id(key)?;

@@ -223,6 +223,12 @@ mod tests {
     }
 
     #[test]
+    fn fingerprints_are_those_of_ssh_keygen() {
+        let key = person("Ada Lovelace", Role::Witness, 1).key;
+        assert_eq!(key.fingerprint(), "SHA256:RXm/ruZ0eTzRXKwi1AQEDynB0VgHQ2ac9KPSFdf/YnA");
+    }
+
+    #[test]
     fn nobody_stands_there_twice_and_no_role_is_missing() {
         for missing in 0..4 {
             let mut people = four();

@@ -145,6 +145,10 @@ impl Session {
 
     fn attribute(&self, key: Key, name: AttributeName) -> Result<AttributeValue, Error> {
         match self.session.get_attributes(key.handle, &[attribute_type(name)]) {
+            // No key has that length: SoftHSM2 says it of every key that was unwrapped.
+            Ok(list) if matches!(list.as_slice(), [Attribute::ValueLen(length)] if **length == 0) => {
+                Ok(AttributeValue::UNAVAILABLE)
+            }
             Ok(list) => Ok(list.first().map_or(AttributeValue::UNAVAILABLE, attribute_value)),
             // cryptoki refuses what it has no name for (an unknown mechanism in a list, for one). That it cannot be named does not
             // mean that the module does not have it.
@@ -168,7 +172,7 @@ impl KeyTemplate {
         Ok(attributes.iter().map(described).collect())
     }
 
-    fn attributes(&self) -> Result<Vec<Attribute>, cryptoki::error::Error> {
+    pub(super) fn attributes(&self) -> Result<Vec<Attribute>, cryptoki::error::Error> {
         let mut template = vec![
             Attribute::Class(ObjectClass::SECRET_KEY),
             Attribute::Token(true),
@@ -222,7 +226,7 @@ impl KeyTemplate {
 }
 
 /// An attribute in words.
-fn described(attribute: &Attribute) -> String {
+pub(super) fn described(attribute: &Attribute) -> String {
     let number: u64 = attribute.attribute_type().into();
     let value = match attribute {
         Attribute::Class(_) => "CKO_SECRET_KEY".to_owned(),

@@ -6,6 +6,7 @@ mod cbc_hmac;
 pub mod codes;
 mod error;
 mod gcm;
+mod import;
 mod inspect;
 mod key;
 mod opaque;
@@ -23,6 +24,7 @@ use cryptoki_sys as sys;
 use secrecy::ExposeSecret;
 
 pub use self::error::Error;
+pub use self::import::{ImportWay, Transport};
 pub use self::inspect::{MechanismInfo, OneByte, TokenLimits};
 pub use self::key::{KekKeys, Key, KeyTemplate};
 use self::raw::Functions;

@@ -8,8 +8,8 @@ use std::path::Path;
 const COMMON: [&str; 9] = ["attributes", "class", "cluster", "exit", "key_id", "pin", "seal", "secret", "strict"];
 
 /// A module, and what else it may use. `cli` may use everything, and nobody uses `cli`.
-const ALLOWED: [(&str, &[&str]); 15] = [
-    ("ceremony", &["config", "envelope", "pkcs11", "profile", "record"]),
+const ALLOWED: [(&str, &[&str]); 16] = [
+    ("ceremony", &["config", "envelope", "pkcs11", "profile", "record", "shares"]),
     ("config", &["kms", "observe", "profile", "token"]),
     ("envelope", &[]),
     ("etcd", &["envelope"]),
@@ -23,6 +23,7 @@ const ALLOWED: [(&str, &[&str]); 15] = [
     ("token", &["observe", "wire", "worker"]),
     ("wire", &[]),
     ("worker", &["pkcs11", "profile", "wire"]),
+    ("shares", &[]),
     ("strict", &[]),
 ];
 

@@ -54,6 +54,31 @@ fn the_script_of_an_import_is_printed_whole() {
 }
 
 #[test]
+fn a_report_shows_what_is_wrong() {
+    // The small ceremony's plan does not permit what its token has.
+    let ceremony = Ceremony::small();
+    assert!(ceremony.report(None).contains("YES, NOT PERMITTED"));
+    // And one that is there in the plan only did not take part.
+    let mut ceremony = Ceremony::large();
+    assert!(!ceremony.report(None).contains("NOT PERMITTED"));
+    assert!(ceremony.report(None).contains(" 7-custodian 8-witness; do"));
+    ceremony.record.witnessed.as_mut().unwrap().people.pop();
+    let report = ceremony.report(None);
+    assert!(report.contains(" 7-custodian; do"));
+    assert!(report.contains("<b>no</b>"));
+}
+
+#[test]
+fn a_report_of_two_keys_shows_both() {
+    let ceremony = Ceremony::with_mac_key();
+    let report = Printed::new("two-keys", &ceremony.report(None), Paper::A4);
+    report.is_tidy(6..=11);
+    report.has(&["Attributes of kek-2026-mac", "CKK_GENERIC_SECRET", "either"]);
+    report.lacks("NOT PERMITTED");
+    has_what_a_report_has(&report, &ceremony);
+}
+
+#[test]
 fn documents_reach_for_nothing_and_run_nothing() {
     for ceremony in [Ceremony::large(), Ceremony::small()] {
         for html in [ceremony.script(Some("<script>")), ceremony.report(Some("<script>"))] {
@@ -63,6 +88,30 @@ fn documents_reach_for_nothing_and_run_nothing() {
             }
             assert!(html.contains("default-src 'none'"));
         }
+    }
+}
+
+#[test]
+fn a_page_that_is_not_tidy_is_found() {
+    let good = Ceremony::small().script(None);
+    for (number, (style, why)) in [
+        (
+            "dd { white-space: nowrap } dd::after { content: 'mmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmm' }",
+            "from",
+        ),
+        (".step h3 + p { margin-top: -6mm }", "overlap"),
+        ("main { background: #ccc }", "not white"),
+        ("h2 { break-after: page }", "ends with"),
+        ("main { color: #bbb } main * { border-color: #ccc !important }", "nothing black"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let html = good.replace("</head>", &format!("<style>{style}</style></head>"));
+        let printed = Printed::new(&format!("untidy-{number}"), &html, Paper::A4);
+        let found = std::panic::catch_unwind(|| printed.is_tidy(1..=30)).unwrap_err();
+        let found = found.downcast_ref::<String>().unwrap();
+        assert!(found.contains(why), "{style}: {found}");
     }
 }
 
@@ -89,7 +138,7 @@ fn has_what_a_report_has(report: &Printed, ceremony: &Ceremony) {
         report.has(&[&event.seq.to_string(), &event.time.to_string(), &event.step, &event.kind, &event.text]);
     }
     for refusal in &ceremony.refusals {
-        report.has(&[refusal.attempt, &refusal.answer]);
+        report.has(&[&refusal.attempt, &refusal.answer]);
     }
     for text in ceremony.exceptions.iter().chain(&ceremony.bags) {
         report.has(&[text]);
@@ -97,7 +146,11 @@ fn has_what_a_report_has(report: &Printed, ceremony: &Ceremony) {
     for proof in &ceremony.record.proofs {
         report.has(&[&proof.challenge_sha256.to_string()]);
     }
-    report.has(&["sha256sum -c SHA256SUMS", "hsm-kms ceremony verify-record", "signatures/1-administrator.sig"]);
+    report.has(&[
+        "sha256sum -c SHA256SUMS",
+        "hsm-kms ceremony verify-record",
+        "for who in 1-administrator 2-operator 3-witness",
+    ]);
 }
 
 fn has_plan_and_people(printed: &Printed, ceremony: &Ceremony) {

@@ -56,7 +56,7 @@ impl Bundle {
                     None => self.strangers.push(format!("{within}{name} has more than {MAX_FILE_BYTES} bytes")),
                 },
                 Some(name) => self.strangers.push(format!("{within}{name} is no plain file")),
-                None => self.strangers.push(format!("{within}{:?} has a name that no file here has", name)),
+                None => self.strangers.push(format!("{within}{} has a name that no file here has", name.display())),
             }
         }
         Ok(files)
@@ -65,7 +65,8 @@ impl Bundle {
     /// `SHA256SUMS` as it must be.
     pub(super) fn sums(&self) -> String {
         let listed = self.files.iter().filter(|(name, _)| *name != SUMS_FILE);
-        listed.map(|(name, bytes)| format!("{}  {name}\n", sha256(bytes))).collect()
+        let lines: Vec<_> = listed.map(|(name, bytes)| format!("{}  {name}\n", sha256(bytes))).collect();
+        lines.concat()
     }
 }
 

@@ -45,6 +45,6 @@ impl Report {
 }
 
 /// What an earlier check gave; a check that needs it cannot be made without.
-pub(super) fn needs<'a, T>(earlier: &'a Option<T>, name: &str) -> Result<&'a T, String> {
-    earlier.as_ref().ok_or_else(|| format!("not looked at, since {name} does not hold"))
+pub(super) fn needs<'a, T>(earlier: Option<&'a T>, name: &str) -> Result<&'a T, String> {
+    earlier.ok_or_else(|| format!("not looked at, since {name} does not hold"))
 }

@@ -57,10 +57,16 @@ pub(super) fn examine(bundle: &Bundle) -> (Report, Option<Signable>) {
     let file = |name: &str| bundle.files.get(name).map(Vec::as_slice).ok_or_else(|| "the file is missing".to_owned());
 
     let plan = report.add(PLAN_FILE, file(PLAN_FILE).and_then(read_plan));
-    let transcript = file(TRANSCRIPT_FILE).and_then(|bytes| read_transcript(bytes, needs(&plan, PLAN_FILE)?));
+    let transcript = file(TRANSCRIPT_FILE).and_then(|bytes| read_transcript(bytes, needs(plan.as_ref(), PLAN_FILE)?));
     let events = report.add(TRANSCRIPT_FILE, transcript);
     let record = report.add(RECORD_FILE, file(RECORD_FILE).and_then(read_record));
-    let all = || Ok((needs(&plan, PLAN_FILE)?, needs(&events, TRANSCRIPT_FILE)?, needs(&record, RECORD_FILE)?));
+    let all = || {
+        Ok((
+            needs(plan.as_ref(), PLAN_FILE)?,
+            needs(events.as_ref(), TRANSCRIPT_FILE)?,
+            needs(record.as_ref(), RECORD_FILE)?,
+        ))
+    };
 
     report.add("record as closed", all().and_then(|(_, events, record)| closed(events, record)));
     report.add("record and plan", all().and_then(|(plan, _, record)| as_planned(plan, record)));
@@ -69,13 +75,13 @@ pub(super) fn examine(bundle: &Bundle) -> (Report, Option<Signable>) {
     report.add("exceptions", all().and_then(|(_, events, record)| exceptions(events, record)));
     let statement = all().and_then(|(plan, events, record)| {
         let head = events.last().map_or(Sha256Digest([0; 32]), |event| event.hash);
-        let Record { record, digest: record_sha256, .. } = record;
+        let Record { content: record, digest: record_sha256, .. } = record;
         let expected = Statement { record, record_sha256: *record_sha256, plan_sha256: plan.digest, head }.to_string();
         as_derived(file(STATEMENT_FILE)?, expected)
     });
     let statement = report.add(STATEMENT_FILE, statement);
     let signers =
-        needs(&plan, PLAN_FILE).and_then(|plan| as_derived(file(SIGNERS_FILE)?, allowed_signers(&plan.people)));
+        needs(plan.as_ref(), PLAN_FILE).and_then(|plan| as_derived(file(SIGNERS_FILE)?, allowed_signers(&plan.people)));
     report.add(SIGNERS_FILE, signers);
     let signable = match (plan, people, statement) {
         (Some(plan), Some(people), Some(statement)) => Some(Signable { plan, people, statement }),
@@ -86,7 +92,7 @@ pub(super) fn examine(bundle: &Bundle) -> (Report, Option<Signable>) {
 
 /// The record, as far as these checks need it.
 struct Record {
-    record: KekRecord,
+    content: KekRecord,
     witnessed: Witnessed,
     digest: Sha256Digest,
 }
@@ -108,7 +114,7 @@ fn read_record(bytes: &[u8]) -> Found<Record> {
     let record = KekRecord::parse(bytes).map_err(|error| error.fault.to_string())?;
     let witnessed = record.witnessed.clone().ok_or("it is of a trial, which nobody witnessed")?;
     let found = format!("{}, KEK {:?}", record.kind.word(), record.kek.label);
-    Ok((Record { record, witnessed, digest: sha256(bytes) }, found))
+    Ok((Record { content: record, witnessed, digest: sha256(bytes) }, found))
 }
 
 /// The record is the one that the transcript ends with, of the ceremony that it begins with.
@@ -118,8 +124,8 @@ fn closed(events: &[Event], record: &Record) -> Found<()> {
         _ => Err(format!("the transcript's {name} is not {value}")),
     };
     says(events.last(), "record_sha256", &record.digest.to_string())?;
-    says(events.first(), "ceremony_id", &record.record.ceremony.id.to_string())?;
-    says(events.first(), "kind", record.record.kind.word())?;
+    says(events.first(), "ceremony_id", &record.content.ceremony.id.to_string())?;
+    says(events.first(), "kind", record.content.kind.word())?;
     let head = record.witnessed.transcript_head;
     let before = events.iter().find(|event| event.hash == head);
     match before {
@@ -130,7 +136,7 @@ fn closed(events: &[Event], record: &Record) -> Found<()> {
 
 /// What the record says is what the plan says.
 fn as_planned(plan: &LockedPlan, record: &Record) -> Found<()> {
-    let Record { record, witnessed, .. } = record;
+    let Record { content: record, witnessed, .. } = record;
     let origin = if plan.is_import { Origin::Imported } else { Origin::Generated };
     let agreements = [
         ("plan_sha256", witnessed.plan_sha256 == plan.digest),
@@ -175,7 +181,7 @@ fn is_person(named: &Participant, person: &Person) -> bool {
 fn copies(plan: &LockedPlan, events: &[Event], record: &Record) -> Found<()> {
     for copy in &record.witnessed.copies {
         // The copies of a rehearsal are thrown away like its token.
-        if !plan.copies.contains(&copy.serial) && record.record.kind != Kind::Rehearsal {
+        if !plan.copies.contains(&copy.serial) && record.content.kind != Kind::Rehearsal {
             return Err(format!("the plan has no copy on token {:?}", copy.serial));
         }
         let proves = |event: &Event| {
@@ -189,10 +195,10 @@ fn copies(plan: &LockedPlan, events: &[Event], record: &Record) -> Found<()> {
             return Err(format!("the transcript does not prove the copy on token {:?}", copy.serial));
         }
     }
-    if record.witnessed.copies.len() != plan.copies.len() && record.record.kind == Kind::Production {
+    if record.witnessed.copies.len() != plan.copies.len() && record.content.kind == Kind::Production {
         return Err(format!("{} copies are planned, {} were proved", plan.copies.len(), record.witnessed.copies.len()));
     }
-    let worth = match record.record.recovery {
+    let worth = match record.content.recovery {
         Recovery::None => "NO-RECOVERY: without this token nothing opens",
         Recovery::Copies => "the KEK outlives its token",
     };

@@ -20,6 +20,7 @@ pub(super) struct Row {
     pub(super) value: String,
     pub(super) must_be: String,
     pub(super) deviates: bool,
+    pub(super) is_permitted: bool,
 }
 
 /// The keys of the record: the KEK, and the MAC key where there is one.
@@ -35,6 +36,7 @@ pub(super) fn keys<'a>(plan: &Plan, record: &'a KekRecord) -> Vec<KeyOnPaper<'a>
                 name,
                 value: in_words(name, value),
                 must_be: must_be.map_or_else(|| "either".to_owned(), |value| in_words(name, value)),
+                is_permitted: plan.kek.permit.contains(&name),
                 deviates: must_be.is_some_and(|must_be| must_be != value),
             }
         });

@@ -39,7 +39,7 @@ impl<'a> Frame<'a> {
             cluster: plan.cluster.as_str(),
             kind,
             stamp,
-            plan: Hex::of(&digest),
+            plan: Hex::of(digest),
             plan_begin: digest.to_string().chars().take(8).collect(),
             plan_words: split_words(&digest),
         }

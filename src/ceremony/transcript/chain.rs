@@ -74,12 +74,11 @@ impl Chain {
 
     /// The hash of an event whose canonical form, without its hash, is this.
     pub(super) fn hash(&self, event: &Event, content: &[u8]) -> Result<Sha256Digest, Problem> {
-        let before = match self.head {
-            Some(head) => head,
-            None => {
-                let tool: Sha256Digest = text(&event.data, "tool_sha256")?;
-                sha256(&[START, &self.plan.0, &tool.0])
-            }
+        let before = if let Some(head) = self.head {
+            head
+        } else {
+            let tool: Sha256Digest = text(&event.data, "tool_sha256")?;
+            sha256(&[START, &self.plan.0, &tool.0])
         };
         Ok(sha256(&[&before.0, content]))
     }
@@ -182,6 +181,8 @@ fn text<T: FromStr>(data: &Map<String, Value>, name: &'static str) -> Result<T, 
 
 fn sha256(parts: &[&[u8]]) -> Sha256Digest {
     let mut digest = Sha256::new();
-    parts.iter().for_each(|part| digest.update(part));
+    for part in parts {
+        digest.update(part);
+    }
     Sha256Digest(digest.finalize().into())
 }

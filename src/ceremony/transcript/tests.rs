@@ -11,7 +11,10 @@ use crate::record::{CeremonyId, Kind};
 const PLAN: Sha256Digest = Sha256Digest([1; 32]);
 
 fn object(value: Value) -> Map<String, Value> {
-    value.as_object().unwrap().clone()
+    match value {
+        Value::Object(object) => object,
+        other => panic!("{other} is no object"),
+    }
 }
 
 fn opening() -> Opening {
@@ -222,4 +225,14 @@ fn other_bytes_with_the_same_content_are_refused() {
     }
     assert_eq!(verify(b"", &PLAN).unwrap_err(), fault(0, Problem::NotClosed));
     assert_eq!(verify(b"\n", &PLAN).unwrap_err().line, 1);
+}
+
+#[test]
+fn the_documented_transcript_holds() {
+    let document = include_str!("../../../docs/formats.md");
+    let (_, rest) = document.split_once("```transcript\n").unwrap();
+    let (text, _) = rest.split_once("```").unwrap();
+    let plan = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752".parse().unwrap();
+    let events = verify(text.as_bytes(), &plan).unwrap();
+    assert!(document.contains(&format!("\"transcript_head\": \"{}\"", events[1].hash)));
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use hsm_kms::attributes::{AttributeName, AttributeValue, Attributes};
+use hsm_kms::attributes::{AttributeName, AttributeValue, Attributes, KeyUse};
 use hsm_kms::ceremony::paper::{self, Report, ReportEvent};
 use hsm_kms::ceremony::{Plan, Refusal, WitnessedPlan, steps};
 use hsm_kms::envelope::Blob;
@@ -10,7 +10,6 @@ use hsm_kms::record::{
     Ceremony as Held, CeremonyId, CkaId, KekRecord, Kind, Module, Origin, Participant, Proof, Sha256Digest, Token,
     TokenCopy, TokenKey, UtcTime, Witnessed,
 };
-use hsm_kms::seal::SealForm;
 use serde_json::{Value, json};
 
 /// A ceremony.
@@ -80,6 +79,21 @@ impl Ceremony {
         ];
         let mut plan = plan("prod-eu-1", &people);
         plan["import"] = json!({"shares": 5, "threshold": 3});
+        Self::of(&plan, Kind::Production, Vec::new())
+    }
+
+    /// A seal that needs a MAC key beside the KEK.
+    pub fn with_mac_key() -> Self {
+        let people = [
+            ("Ada Lovelace", "administrator"),
+            ("Grace Hopper", "operator"),
+            ("Emmy Noether", "witness"),
+            ("Mary Somerville", "custodian"),
+        ];
+        let mut plan = plan("prod-eu-1", &people);
+        plan["token"] =
+            json!({"profile": "opencryptoki-soft/v3-8", "label": "kek", "module": "/usr/lib/libopencryptoki.so"});
+        plan["kek"] = json!({"label": "kek-2026", "permit": ["CKA_COPYABLE"]});
         Self::of(&plan, Kind::Production, Vec::new())
     }
 
@@ -159,9 +173,10 @@ fn record(plan: &Plan, kind: Kind, exceptions: &[String]) -> KekRecord {
     let participant =
         |person: &hsm_kms::ceremony::Person| Participant { name: person.name.to_string(), role: person.role };
     let library = "Implementation of PKCS11".to_owned();
+    let form = plan.token.sealing.form;
     let proof = |number: u8| {
-        let (iv, ciphertext) = ([number; 12], [number; 48]);
-        let blob = Blob::new(SealForm::AES_GCM_SENT, &iv, &ciphertext).unwrap();
+        let (iv, ciphertext) = (vec![number; form.iv_length.into()], [number; 96]);
+        let blob = Blob::new(form, &iv, &ciphertext).unwrap();
         Proof::new(blob, [number; 32])
     };
     KekRecord::new(
@@ -177,8 +192,16 @@ fn record(plan: &Plan, kind: Kind, exceptions: &[String]) -> KekRecord {
             serial: witnessed.serial.clone(),
             firmware: "2.6".to_owned(),
         },
-        TokenKey { id: CkaId::new(&[0x5a; 16]).unwrap(), label: plan.kek.label.clone(), attributes: attributes() },
-        None,
+        TokenKey {
+            id: CkaId::new(&[0x5a; 16]).unwrap(),
+            label: plan.kek.label.clone(),
+            attributes: attributes(KeyUse::Encrypt, 0x1f, 0x1080, plan.token.sealing.mechanism),
+        },
+        plan.token.sealing.mac_mechanism().map(|mechanism| TokenKey {
+            id: CkaId::new(&[0xa5; 16]).unwrap(),
+            label: format!("{}-mac", plan.kek.label),
+            attributes: attributes(KeyUse::Mac, 0x10, 0x350, mechanism),
+        }),
         vec![proof(1), proof(2), proof(3)],
         Vec::new(),
         Some(Witnessed {
@@ -197,22 +220,21 @@ fn record(plan: &Plan, kind: Kind, exceptions: &[String]) -> KekRecord {
     )
 }
 
-/// Those of a KEK on SoftHSM2, but that it may be copied.
-fn attributes() -> Attributes {
+/// Those of a key that is as it must be, but that it may be copied.
+fn attributes(purpose: KeyUse, kind: u64, generate: u64, mechanism: u64) -> Attributes {
     let value = |name| match name {
-        AttributeName::KeyType => AttributeValue::Number(0x1f),
+        AttributeName::KeyType => AttributeValue::Number(kind),
         AttributeName::ValueLen => AttributeValue::Number(32),
-        AttributeName::KeyGenMechanism => AttributeValue::Number(0x1080),
-        AttributeName::AllowedMechanisms => AttributeValue::Mechanisms(vec![0x1087]),
+        AttributeName::KeyGenMechanism => AttributeValue::Number(generate),
+        AttributeName::AllowedMechanisms => AttributeValue::Mechanisms(vec![mechanism]),
         AttributeName::Copyable => AttributeValue::UNAVAILABLE,
-        AttributeName::Derive
-        | AttributeName::Extractable
-        | AttributeName::Modifiable
-        | AttributeName::Sign
-        | AttributeName::Unwrap
-        | AttributeName::Verify
-        | AttributeName::Wrap => AttributeValue::Bool(false),
-        _ => AttributeValue::Bool(true),
+        AttributeName::AlwaysSensitive
+        | AttributeName::Local
+        | AttributeName::NeverExtractable
+        | AttributeName::Private
+        | AttributeName::Sensitive
+        | AttributeName::Token => AttributeValue::Bool(true),
+        right => AttributeValue::Bool(purpose.rights().contains(&right)),
     };
     AttributeName::ALL.into_iter().map(|name| (name, value(name))).collect()
 }
@@ -237,7 +259,11 @@ fn events(plan: &WitnessedPlan) -> Vec<ReportEvent> {
 }
 
 fn refusals(key: &str) -> Vec<Refusal> {
-    let refused = |attempt, answer: &str| Refusal { key: key.to_owned(), attempt, answer: answer.to_owned() };
+    let refused = |attempt: &str, answer: &str| Refusal {
+        key: key.to_owned(),
+        attempt: attempt.to_owned().into(),
+        answer: answer.to_owned(),
+    };
     vec![
         refused("read CKA_VALUE", "the token did not give it"),
         refused("set CKA_EXTRACTABLE true", "C_SetAttributeValue: CKR_ATTRIBUTE_READ_ONLY (0x10)"),

@@ -8,6 +8,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use crate::parts::record_run;
+
 /// A size of paper, in points, and the font of the machine that prints on it: the wide one where there is no Arial.
 #[derive(Clone, Copy)]
 pub struct Paper {
@@ -72,6 +74,7 @@ impl Printed {
         // In the order in which it was painted, which is that of the document: cell by cell.
         let text = run(Command::new("pdftotext").arg("-raw").arg(&pdf).arg("-"));
         run(Command::new("pdftoppm").args(["-gray", "-r", "72"]).arg(&pdf).arg(folder.path().join("grey")));
+        record_run("chromium");
         let mut pictures: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         pictures.retain(|path| path.extension().is_some_and(|extension| extension == "pgm"));
         pictures.sort();
@@ -115,6 +118,7 @@ impl Printed {
             assert!(page.words.len() > 10, "{place}: {} words", page.words.len());
             page.keeps_its_margins(&place);
             page.has_no_overlap(&place);
+            page.does_not_end_in_a_heading(&place);
             picture.is_black_on_white(&place);
         }
     }
@@ -155,12 +159,21 @@ impl Page {
             }
         }
     }
+
+    /// The last line above the foot has small letters. The stamp, which is written downwards, is higher than any line.
+    fn does_not_end_in_a_heading(&self, place: &str) {
+        let bottom = self.height - mm(20.0);
+        let lines = self.words.iter().filter(|word| word.bottom < bottom + 2.0 && word.bottom - word.top < mm(10.0));
+        let last = lines.max_by(|one, other| one.bottom.total_cmp(&other.bottom)).unwrap();
+        let height = last.bottom - last.top;
+        assert!(height < 14.0, "{place}: ends with {:?}, {height} points high", last.text);
+    }
 }
 
 impl Picture {
     /// A PGM file with one byte for each pixel.
     fn parse(bytes: &[u8]) -> Self {
-        let mut words = bytes.splitn(4, |byte| byte.is_ascii_whitespace());
+        let mut words = bytes.splitn(4, u8::is_ascii_whitespace);
         assert_eq!(words.next(), Some(&b"P5"[..]));
         let mut number = || std::str::from_utf8(words.next().unwrap()).unwrap().parse().unwrap();
         let (width, height): (usize, usize) = (number(), number());
@@ -168,14 +181,14 @@ impl Picture {
     }
 
     fn is_black_on_white(&self, place: &str) {
-        let share = |is: fn(u8) -> bool| {
+        let of_1000 = |is: fn(u8) -> bool| {
             let count = self.pixels.iter().filter(|pixel| is(**pixel)).count();
-            count as f64 / self.pixels.len() as f64
+            count * 1000 / self.pixels.len()
         };
-        assert!(share(|pixel| pixel < 90) > 0.001, "{place}: there is nothing black on it");
-        assert!(share(|pixel| pixel > 250) > 0.75, "{place}: most of it is not white");
-        // Where printers cannot print.
-        let edge = mm(6.0) as usize;
+        assert!(of_1000(|pixel| pixel < 90) >= 1, "{place}: there is nothing black on it");
+        assert!(of_1000(|pixel| pixel > 250) > 750, "{place}: most of it is not white");
+        // 6 mm, where printers cannot print.
+        let edge = 17;
         let (width, height) = (self.width, self.pixels.len() / self.width);
         for (position, pixel) in self.pixels.iter().enumerate() {
             let (x, y) = (position % width, position / width);

@@ -181,6 +181,15 @@ impl Staged {
         written
     }
 
+    /// Holds it without a rehearsal, unless one is among these arguments.
+    pub fn hold_with(&self, more: &[&str]) {
+        let mut arguments = self.bare_arguments();
+        arguments.extend(["--answers".to_owned(), self.answers_file("answers.json", &self.answers())]);
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        let output = run(&arguments, b"");
+        assert!(output.status.success(), "{}", written(&output));
+    }
+
     /// The same; it may fail.
     pub fn try_to_hold(&self, answers: &Answers, more: &[&str]) -> Output {
         let arguments = self.arguments(answers);

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,6 +29,11 @@ struct Program(Child);
 impl Terminal {
     /// Runs `hsm-kms` with these arguments on a new terminal.
     pub fn start(arguments: &[String]) -> Self {
+        Self::start_in(Path::new("/"), arguments)
+    }
+
+    /// The same in this directory, where core files go, of any size.
+    pub fn start_in(directory: &Path, arguments: &[String]) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
@@ -38,12 +43,13 @@ impl Terminal {
         let slave = File::options().read(true).write(true).custom_flags(no_control).open(path).unwrap();
         // The session's own terminal: what is typed unseen is read from /dev/tty. setsid becomes the program.
         let child = Command::new("setsid")
-            .arg("--ctty")
+            .args(["--ctty", "prlimit", "--core=unlimited:unlimited", "--"])
             .arg(env!("CARGO_BIN_EXE_hsm-kms"))
             .args(arguments)
             .env_remove("SOFTHSM2_CONF")
             .env_remove("KRYOPTIC_CONF")
             .env("TERM", "vt100")
+            .current_dir(directory)
             .stdin(slave.try_clone().unwrap())
             .stdout(slave.try_clone().unwrap())
             .stderr(slave)

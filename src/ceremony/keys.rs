@@ -110,13 +110,23 @@ impl Keys {
         Ok(true)
     }
 
-    /// Objects with their labels, each in words: label and id.
-    pub(super) fn present(&self, login: &Session) -> Result<Vec<(Key, String)>, CeremonyError> {
+    /// Objects with their labels, or with one of these ids (in hex): a key that was cut off amid being made may have no label yet.
+    /// Each in words: label and id.
+    pub(super) fn present(&self, login: &Session, ids: &[String]) -> Result<Vec<(Key, String)>, CeremonyError> {
         let mut present = Vec::new();
         for template in self.all() {
             for key in login.labelled(&template.label)? {
                 let id = data_encoding::HEXLOWER.encode(&login.key_id(key)?);
                 present.push((key, format!("{:?} with CKA_ID {id}", template.label)));
+            }
+        }
+        for id in ids {
+            let bytes = data_encoding::HEXLOWER.decode(id.as_bytes()).unwrap_or_default();
+            let found = if bytes.is_empty() { Vec::new() } else { login.with_id(&bytes)? };
+            for key in found {
+                if present.iter().all(|(other, _)| *other != key) {
+                    present.push((key, format!("an object without the label, with CKA_ID {id}")));
+                }
             }
         }
         Ok(present)

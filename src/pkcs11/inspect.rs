@@ -114,6 +114,11 @@ impl Session {
         self.find(&[Attribute::Label(label.as_bytes().to_vec())])
     }
 
+    /// All objects with this id.
+    pub fn with_id(&self, id: &[u8]) -> Result<Vec<Key>, Error> {
+        self.find(&[Attribute::Id(id.to_vec())])
+    }
+
     /// How many objects the user sees, of any sort.
     pub fn object_count(&self) -> Result<usize, Error> {
         self.find(&[]).map(|found| found.len())

@@ -9,7 +9,7 @@ use crate::attributes::{AttributeName, AttributeValue, Attributes, KeyUse};
 use crate::profile::{self, AttributeSetting};
 
 /// A key handle. Dies with the login: after any new login the key is found again.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Key {
     pub(super) handle: ObjectHandle,
 }

@@ -1,5 +1,6 @@
 //! The fault module (tests/parts/README.md): a PKCS#11 module in front of the token's own, which fails as a test says.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -69,6 +70,12 @@ impl FaultModule {
             Err(error) if error.kind() != ErrorKind::NotFound => panic!("{}: {error}", self.control.display()),
             _ => {}
         }
+    }
+
+    /// Names of all functions that were called so far.
+    pub fn functions(&self) -> BTreeSet<String> {
+        let lines = fs::read_to_string(&self.counts).unwrap_or_default();
+        lines.lines().filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
     }
 
     /// How often the function was called so far, or any for `*`, by all processes together.

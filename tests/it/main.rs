@@ -21,6 +21,7 @@ mod bad_plan;
 mod bad_request;
 mod bad_socket;
 mod bad_token;
+mod ceremony;
 mod conformance;
 mod docs;
 mod emulator;

@@ -59,7 +59,7 @@ pub enum TranscriptError {
         fault: TranscriptFault,
     },
     /// The ceremony stopped before its first event was written.
-    #[error("{}: no event is in it", path.display())]
+    #[error("{}: there is no event", path.display())]
     Empty {
         /// Where it lies.
         path: PathBuf,
@@ -111,7 +111,7 @@ impl TranscriptError {
             Self::Fault { .. } => {
                 "a transcript that does not hold is never continued; keep it, and hold a new ceremony"
             }
-            Self::Empty { .. } => "nothing has happened: remove the file, and begin again",
+            Self::Empty { .. } => "nothing has happened: empty the directory, and begin again without --resume",
             Self::Closed { .. } => "check it with `hsm-kms ceremony verify-record`",
             Self::Refused { .. } | Self::NotResumed { .. } => "report this",
             Self::Failed { .. } | Self::System { .. } => {
@@ -147,7 +147,11 @@ impl Transcript {
     pub fn resume(directory: &Path, plan: &Sha256Digest) -> Result<(Self, Vec<Event>, usize), TranscriptError> {
         let path = directory.join(TRANSCRIPT_FILE);
         let system = |source| TranscriptError::System { path: path.clone(), source };
-        let file = OpenOptions::new().append(true).read(true).open(&path).map_err(system)?;
+        let opened = OpenOptions::new().append(true).read(true).open(&path);
+        let file = opened.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => TranscriptError::Empty { path: path.clone() },
+            _ => system(source),
+        })?;
         let mut transcript = Self::locked(file, &path, plan)?;
         let mut bytes = read_limited(&transcript.file).map_err(system)?;
         if bytes.len() > MAX_TRANSCRIPT_BYTES {

@@ -117,6 +117,8 @@ impl Run<'_> {
             self.import(login, &mut keys, import)?;
             return Ok(keys);
         }
+        // Before the intent: what is there already is none of this ceremony's, also when it is resumed.
+        keys.check_free(login)?;
         keys.choose_ids(login)?;
         let intent = json!({"keys": keys.labels(), "cka_ids": keys.ids(), "templates": keys.describe()?});
         let made = self.step(StepId::Generate, intent, |run| {
@@ -138,7 +140,7 @@ impl Run<'_> {
 
     /// Looks for what an interrupted run has made. `true`: it is whole, and the ceremony goes on with it. `false`: nothing is left.
     fn settle(&mut self, login: &Session, keys: &mut Keys) -> Result<bool, CeremonyError> {
-        let found = keys.present(login)?;
+        let found = keys.present(login, &self.earlier.ids)?;
         let list: Vec<_> = found.iter().map(|(_, what)| what.clone()).collect();
         let step = if self.witnessed.import.is_some() { StepId::Import } else { StepId::Generate };
         self.show(step)?;
@@ -147,7 +149,7 @@ impl Run<'_> {
             self.console.tell("The interrupted run left no key on the token.");
             return Ok(false);
         }
-        if keys.adopt(login)? {
+        if found.len() == keys.all().count() && keys.adopt(login)? {
             if keys.ids().iter().all(|id| self.earlier.ids.contains(id)) {
                 self.console.tell(&format!("The interrupted run made {}: it is verified now.", list.join(" and ")));
                 return Ok(true);
@@ -167,7 +169,7 @@ impl Run<'_> {
         }
         self.write("destroy", EventKind::Intent, json!({"objects": list}))?;
         let outcome = found.iter().try_for_each(|(key, _)| login.destroy(*key));
-        let left = keys.present(login)?.len();
+        let left = keys.present(login, &self.earlier.ids)?.len();
         self.write("destroy", EventKind::Result, json!({"destroyed": left == 0, "left": left}))?;
         outcome?;
         Ok(false)

@@ -128,25 +128,25 @@ impl Console {
         if self.answers.is_some() {
             return Ok(());
         }
-        self.prompt("   Enter to go on: ");
-        self.line("pause").map(drop)
+        prompt("   Enter to go on: ");
+        line("pause").map(drop)
     }
 
     /// Asks, and returns the answer without blanks around it.
     pub fn ask(&mut self, question: &str, text: &str) -> Result<String, ConsoleError> {
         if self.answers.is_some() {
-            self.prompt(&format!(" > {text}: "));
+            prompt(&format!(" > {text}: "));
             let answer = self.answered(question)?;
             self.say(answer.expose_secret());
             return Ok(answer.expose_secret().trim().to_owned());
         }
-        self.prompt(&format!(" > {text}: "));
-        self.line(question)
+        prompt(&format!(" > {text}: "));
+        line(question)
     }
 
     /// Asks for what must not be seen.
     pub fn ask_hidden(&mut self, question: &str, text: &str) -> Result<SecretString, ConsoleError> {
-        self.prompt(&format!(" > {text} (not shown): "));
+        prompt(&format!(" > {text} (not shown): "));
         if self.answers.is_some() {
             let answer = self.answered(question)?;
             self.say("");
@@ -173,19 +173,6 @@ impl Console {
         }
     }
 
-    fn prompt(&self, text: &str) {
-        let mut out = std::io::stderr().lock();
-        let _ = write!(out, "{text}").and_then(|()| out.flush());
-    }
-
-    fn line(&self, question: &str) -> Result<String, ConsoleError> {
-        let mut line = String::new();
-        if std::io::stdin().lock().read_line(&mut line)? == 0 {
-            return Err(ConsoleError::Closed(question.to_owned()));
-        }
-        Ok(line.trim().to_owned())
-    }
-
     fn answered(&mut self, question: &str) -> Result<SecretString, ConsoleError> {
         let answers = self.answers.get_or_insert_default();
         if answers.front().is_some_and(|next| next.question == question)
@@ -196,6 +183,19 @@ impl Console {
         let next = answers.front().map(|next| next.question.clone());
         Err(ConsoleError::Order { asked: question.to_owned(), next })
     }
+}
+
+fn prompt(text: &str) {
+    let mut out = std::io::stderr().lock();
+    let _ = write!(out, "{text}").and_then(|()| out.flush());
+}
+
+fn line(question: &str) -> Result<String, ConsoleError> {
+    let mut line = String::new();
+    if std::io::stdin().lock().read_line(&mut line)? == 0 {
+        return Err(ConsoleError::Closed(question.to_owned()));
+    }
+    Ok(line.trim().to_owned())
 }
 
 /// An answer may be a half of a PIN.

@@ -152,11 +152,11 @@ mod tests {
         let told = imported(&AttributeValue::Bool(false), AttributeValue::Number(sys::CK_UNAVAILABLE_INFORMATION));
         let untold = imported(&AttributeValue::UNAVAILABLE, AttributeValue::UNAVAILABLE);
         for found in [told, untold] {
-            assert_eq!(deviations_of_import(&template(), &found), []);
-            assert_eq!(deviations(&template(), &found).len(), 4);
+            assert_eq!(deviations(&template(), Origin::Imported, &found), []);
+            assert_eq!(deviations(&template(), Origin::Generated, &found).len(), 4);
         }
         // One that claims to have been made in the token is not the one that came in.
-        assert_eq!(deviations_of_import(&template(), &read(&[])).len(), 4);
+        assert_eq!(deviations(&template(), Origin::Imported, &read(&[])).len(), 4);
     }
 
     #[test]
@@ -169,7 +169,7 @@ mod tests {
         ] {
             let mut found = imported(&AttributeValue::Bool(false), AttributeValue::UNAVAILABLE);
             found.insert(name, value);
-            let deviations = deviations_of_import(&template(), &found);
+            let deviations = deviations(&template(), Origin::Imported, &found);
             assert_eq!(deviations.iter().map(|deviation| deviation.name).collect::<Vec<_>>(), [name]);
         }
     }

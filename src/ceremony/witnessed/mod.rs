@@ -30,6 +30,7 @@ use super::site::Site;
 use super::steps::{Owner, Step, StepId, steps};
 use super::transcript::{Event, EventKind, Opening, Transcript, TranscriptError};
 use super::{CeremonyError, Plan, WitnessedPlan, without_core_dumps};
+use crate::attributes::Attributes;
 use crate::record::{
     Ceremony, CeremonyId, KekRecord, Kind, Participant, Proof, Sha256Digest, ShareSet, TokenCopy, UtcTime, Witnessed,
 };
@@ -167,8 +168,8 @@ impl Run<'_> {
             let read = prove::read_back(run.plan, &session, keys)?;
             run.console.done(&read.summary());
             let data = json!({
-                "attributes": read.kek.attributes,
-                "mac_key_attributes": read.mac.as_ref().map(|key| &key.attributes),
+                "attributes": in_words(&read.kek.attributes),
+                "mac_key_attributes": read.mac.as_ref().map(|key| in_words(&key.attributes)),
                 "deviations": read.deviations,
             });
             Ok((read, data))
@@ -347,6 +348,11 @@ fn exceptions(events: &[Event]) -> BTreeMap<String, String> {
 fn ceremony_id(events: &[Event]) -> Result<CeremonyId, CeremonyError> {
     let id = events.first().and_then(|event| event.data.get("ceremony_id")?.as_str()?.parse().ok());
     id.ok_or(CeremonyError::Proof("the transcript does not say which ceremony it is of"))
+}
+
+/// Attributes for the transcript, whose numbers end below those of PKCS#11.
+fn in_words(attributes: &Attributes) -> Value {
+    attributes.iter().map(|(name, value)| (name.to_string(), json!(value.to_string()))).collect()
 }
 
 /// The fields of a JSON object.

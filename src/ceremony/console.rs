@@ -167,9 +167,15 @@ impl Console {
         let _ = write!(out, "{text}").and_then(|()| out.flush());
     }
 
+    /// What is told next does not stand behind a question.
+    fn end_line(&self) {
+        self.prompt("\n");
+    }
+
     fn line(&self, question: &str) -> Result<String, ConsoleError> {
         let mut line = String::new();
         if std::io::stdin().lock().read_line(&mut line)? == 0 {
+            self.end_line();
             return Err(ConsoleError::Closed(question.to_owned()));
         }
         Ok(line.trim().to_owned())
@@ -183,6 +189,7 @@ impl Console {
             return Ok(next.answer);
         }
         let next = answers.front().map(|next| next.question.clone());
+        self.end_line();
         Err(ConsoleError::Order { asked: question.to_owned(), next })
     }
 }

@@ -90,7 +90,7 @@ fn plans_that_no_four_people_can_hold_a_ceremony_by_are_refused() {
         ("/people/2/role", json!("operator"), "`people`: there must be one administrator and one operator"),
         ("/people/3/role", json!("witness"), "`people`: there is no custodian"),
         ("/people/2/role", json!("auditor"), "`people[2].role`"),
-        ("/people/2/name", json!("ada  LOVELACE"), "`people[2].name`"),
+        ("/people/2/name", json!("ada  LOVELACE"), "Ada Lovelace and ada  LOVELACE are one person"),
         ("/people/2/name", json!("ADA LOVELACE"), "Ada Lovelace and ADA LOVELACE are one person"),
         ("/people/2/key", key(0), "Ada Lovelace and Emmy Noether are one person"),
         ("/people/2/name", json!("The Witness"), "not a role or a placeholder"),

@@ -95,12 +95,6 @@ impl Terminal {
         (program.ended(), screen)
     }
 
-    /// Kills the program by this signal.
-    pub fn kill(mut self, signal: rustix::process::Signal) -> (ExitStatus, String) {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.program.0), signal).unwrap();
-        (self.program.ended(), self.screen())
-    }
-
     /// Everything that stood there.
     pub fn screen(&self) -> String {
         String::from_utf8_lossy(&self.seen).into_owned()

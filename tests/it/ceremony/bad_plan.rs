@@ -96,11 +96,11 @@ fn plans_that_no_four_people_can_hold_a_ceremony_by_are_refused() {
         ("/people/2/name", json!("The Witness"), "not a role or a placeholder"),
         ("/people/2/name", json!("TBD TBD"), "not a role or a placeholder"),
         ("/people/2/name", json!("Emmy"), "expected first and last name"),
-        ("/people/2/key", json!(pem), "expected an OpenSSH public key"),
+        ("/people/2/key", json!("ssh-ed25519 AAAA"), "expected an OpenSSH public key"),
         ("/people/2/pin", json!("1234"), "unknown key `people[2].pin`"),
         ("/token/pin", json!({"file": "/etc/hostname"}), "`token.pin`"),
         ("/pin", json!("1234"), "unknown key `pin`"),
-        ("/site", json!(pem), "`site`"),
+        ("/site", json!(pem), "a private key stands there"),
         ("/site", json!(""), "`site`"),
         ("/site", Value::Null, "`site`"),
         ("/serial", Value::Null, "`serial`"),
@@ -109,7 +109,7 @@ fn plans_that_no_four_people_can_hold_a_ceremony_by_are_refused() {
         ("/previous", json!("00"), "`previous`"),
         ("/copies", json!([{"serial": staged.serial(), "token": staged.plan["token"]}]), "stands there twice"),
         ("/import", json!({"shares": 5, "threshold": 3}), "5 shares need 5 custodians"),
-        ("/kind", json!("trial"), "`site`: a trial has none"),
+        ("/kind", json!("trial"), "`token.pin`: it is missing"),
     ] {
         let mut plan = staged.plan.clone();
         if value.is_null() && place.starts_with("/people/") {

@@ -81,9 +81,13 @@ impl Terminal {
         }
     }
 
-    /// Waits for the end.
+    /// Turns pages until the end.
     pub fn end(mut self) -> (ExitStatus, String) {
-        while self.read() {}
+        while self.read() {
+            if self.seen[self.answered..].ends_with(b"Enter to go on: ") {
+                self.type_line("");
+            }
+        }
         (self.program.ended(), self.screen())
     }
 

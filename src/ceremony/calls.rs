@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::keys::Keys;
 use super::{CeremonyError, Plan, StepId, negative, steps};
 use crate::profile::{UserKind, mechanism_name};
+use crate::record::Origin;
 
 /// A step, and its calls.
 #[derive(Debug, Serialize)]
@@ -51,12 +52,7 @@ pub fn calls(plan: &Plan) -> Result<Vec<StepCalls>, CeremonyError> {
         calls.push("C_GenerateRandom, 16 bytes for each CKA_ID".to_owned());
         for (template, attributes) in keys.all().zip(keys.describe()?) {
             calls.push(format!("C_GenerateKey by {}", mechanism_name(template.generate)));
-            // The id is not known before.
-            let shown = attributes.iter().map(|attribute| match attribute.split_once(" = ") {
-                Some(("CKA_ID", _)) => "  CKA_ID = (16 random bytes)".to_owned(),
-                _ => format!("  {attribute}"),
-            });
-            calls.extend(shown);
+            calls.extend(hidden_id(&attributes));
             calls.push("C_GetAttributeValue of CKA_ID: some tokens choose their own".to_owned());
         }
         Ok::<_, CeremonyError>(calls)
@@ -74,10 +70,28 @@ pub fn calls(plan: &Plan) -> Result<Vec<StepCalls>, CeremonyError> {
             StepCalls { title: title(StepId::Destroy), calls: texts(&destroy) },
         ]);
     }
+    let import = || {
+        let mut calls = texts(&[
+            "C_GenerateRandom for the KEK and the shares, mixed with the kernel's",
+            "C_GenerateKeyPair by CKM_RSA_PKCS_KEY_PAIR_GEN: a session key to bring the KEK in under, or",
+            "C_GenerateKey by CKM_AES_KEY_GEN, where the token takes no OAEP",
+            "C_EncryptInit, C_Encrypt of the KEK under it",
+        ]);
+        for attributes in keys.describe()? {
+            calls.push("C_UnwrapKey".to_owned());
+            calls.extend(hidden_id(&attributes));
+        }
+        calls.push("C_DestroyObject of the session key".to_owned());
+        Ok::<_, CeremonyError>(calls)
+    };
+    let make = match keys.origin {
+        Origin::Generated => (StepId::Generate, generate()?),
+        Origin::Imported => (StepId::Import, import()?),
+    };
     let parts = [
         (StepId::Preflight, texts(PREFLIGHT_CALLS)),
         (StepId::Login, login),
-        (StepId::Generate, generate()?),
+        make,
         (
             StepId::ReadBack,
             texts(&[
@@ -106,4 +120,12 @@ pub fn calls(plan: &Plan) -> Result<Vec<StepCalls>, CeremonyError> {
         None => id.name().to_owned(),
     };
     Ok(parts.into_iter().map(|(id, calls)| StepCalls { title: title(id), calls }).collect())
+}
+
+/// A template in lines. The id is not known before.
+fn hidden_id(attributes: &[String]) -> impl Iterator<Item = String> {
+    attributes.iter().map(|attribute| match attribute.split_once(" = ") {
+        Some(("CKA_ID", _)) => "  CKA_ID = (16 random bytes)".to_owned(),
+        _ => format!("  {attribute}"),
+    })
 }

@@ -128,25 +128,25 @@ impl Console {
         if self.answers.is_some() {
             return Ok(());
         }
-        self.prompt("   Enter to go on: ");
-        self.line("pause").map(drop)
+        prompt("   Enter to go on: ");
+        line("pause").map(drop)
     }
 
     /// Asks, and returns the answer without blanks around it.
     pub fn ask(&mut self, question: &str, text: &str) -> Result<String, ConsoleError> {
         if self.answers.is_some() {
-            self.prompt(&format!(" > {text}: "));
+            prompt(&format!(" > {text}: "));
             let answer = self.answered(question)?;
             self.say(answer.expose_secret());
             return Ok(answer.expose_secret().trim().to_owned());
         }
-        self.prompt(&format!(" > {text}: "));
-        self.line(question)
+        prompt(&format!(" > {text}: "));
+        line(question)
     }
 
     /// Asks for what must not be seen.
     pub fn ask_hidden(&mut self, question: &str, text: &str) -> Result<SecretString, ConsoleError> {
-        self.prompt(&format!(" > {text} (not shown): "));
+        prompt(&format!(" > {text} (not shown): "));
         if self.answers.is_some() {
             let answer = self.answered(question)?;
             self.say("");
@@ -155,30 +155,22 @@ impl Console {
         Ok(SecretString::from(rpassword::read_password()?))
     }
 
+    /// Shows what only one person may see, on lines of at most 80 columns.
+    pub fn show_secret(&mut self, text: &str) {
+        let mut line = Zeroizing::new(String::from("\n      "));
+        for (position, group) in text.split(' ').enumerate() {
+            line.push_str(group);
+            line.push_str(if position % 8 == 7 { "\n\n      " } else { "  " });
+        }
+        line.push('\n');
+        self.say(&line);
+    }
+
     /// Takes what was shown off the screen and out of what can be scrolled back to, where the terminal can do that.
     pub fn clear(&mut self) {
         if std::io::stderr().is_terminal() {
             self.say("\x1b[2J\x1b[3J\x1b[H");
         }
-    }
-
-    fn prompt(&self, text: &str) {
-        let mut out = std::io::stderr().lock();
-        let _ = write!(out, "{text}").and_then(|()| out.flush());
-    }
-
-    /// What is told next does not stand behind a question.
-    fn end_line(&self) {
-        self.prompt("\n");
-    }
-
-    fn line(&self, question: &str) -> Result<String, ConsoleError> {
-        let mut line = String::new();
-        if std::io::stdin().lock().read_line(&mut line)? == 0 {
-            self.end_line();
-            return Err(ConsoleError::Closed(question.to_owned()));
-        }
-        Ok(line.trim().to_owned())
     }
 
     fn answered(&mut self, question: &str) -> Result<SecretString, ConsoleError> {
@@ -189,9 +181,24 @@ impl Console {
             return Ok(next.answer);
         }
         let next = answers.front().map(|next| next.question.clone());
-        self.end_line();
+        // What is told next does not stand behind the question.
+        prompt("\n");
         Err(ConsoleError::Order { asked: question.to_owned(), next })
     }
+}
+
+fn prompt(text: &str) {
+    let mut out = std::io::stderr().lock();
+    let _ = write!(out, "{text}").and_then(|()| out.flush());
+}
+
+fn line(question: &str) -> Result<String, ConsoleError> {
+    let mut line = String::new();
+    if std::io::stdin().lock().read_line(&mut line)? == 0 {
+        prompt("\n");
+        return Err(ConsoleError::Closed(question.to_owned()));
+    }
+    Ok(line.trim().to_owned())
 }
 
 /// An answer may be a half of a PIN.

@@ -193,7 +193,7 @@ impl CeremonyError {
             Self::Check { .. } => "mend it, then run --resume; no exception helps".to_owned(),
             Self::Console(ConsoleError::Order { .. }) => "put the answers into the order of the questions".to_owned(),
             Self::Console(ConsoleError::NoTerminal) => "run it on a terminal".to_owned(),
-            Self::Console(_) => RESUME.to_owned(),
+            Self::Console(_) | Self::Unanswered(_) => RESUME.to_owned(),
             Self::Copy { .. } => {
                 "the KEK stays on its token; make the copy with the vendor's tool, then run --resume".to_owned()
             }
@@ -209,7 +209,6 @@ impl CeremonyError {
             Self::Evidence(error) => error.hint(),
             Self::TranscriptFault(_) => "it was changed after it was written: keep it, and hold a new ceremony".to_owned(),
             Self::Transcript(error) => error.hint().to_owned(),
-            Self::Unanswered(_) => RESUME.to_owned(),
             Self::CopyLeft { .. } => {
                 "do not use this token for a KEK; destroy what is left of that label with the vendor's tool".to_owned()
             }

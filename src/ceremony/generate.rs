@@ -5,6 +5,7 @@ use cryptoki_sys as sys;
 use crate::attributes::{self, AttributeName, AttributeValue, Attributes, Deviation, KeyUse};
 use crate::class::Class;
 use crate::pkcs11::{Error, Key, KeyTemplate, Session};
+use crate::record::Origin;
 
 /// Generates the key. A token that refuses the optional attributes is asked again without them; what it then made is judged
 /// by reading back, not by the code it refused with.
@@ -35,17 +36,12 @@ pub(super) fn with_or_without_optional(
 }
 
 /// What of the key on the token is not as it must be.
-pub(crate) fn deviations(template: &KeyTemplate, found: &Attributes) -> Vec<Deviation> {
-    attributes::deviations(template.purpose, &strict_for(template, found), found)
-}
-
-/// The same for a key that came from outside.
-pub(super) fn deviations_of_import(template: &KeyTemplate, found: &Attributes) -> Vec<Deviation> {
-    attributes::deviations(template.purpose, &strict_for_import(template, found), found)
+pub(crate) fn deviations(template: &KeyTemplate, origin: Origin, found: &Attributes) -> Vec<Deviation> {
+    attributes::deviations(template.purpose, &strict_for(template, origin, found), found)
 }
 
 /// What the key that was found must be. An attribute that is not there may be anything.
-pub(super) fn strict_for(template: &KeyTemplate, found: &Attributes) -> Attributes {
+pub(super) fn strict_for(template: &KeyTemplate, origin: Origin, found: &Attributes) -> Attributes {
     let mut strict = strict(template);
     if template.purpose == KeyUse::Mac {
         // What may sign may also verify: that gives nothing away.
@@ -56,21 +52,17 @@ pub(super) fn strict_for(template: &KeyTemplate, found: &Attributes) -> Attribut
             strict.insert(AttributeName::KeyType, of_its_own);
         }
     }
-    strict
-}
-
-/// The same for a key that came from outside. It must not say that it was made in the token, nor that it was always secret; some tokens
-/// say nothing of it.
-pub(super) fn strict_for_import(template: &KeyTemplate, found: &Attributes) -> Attributes {
-    let mut strict = strict_for(template, found);
-    for (name, value) in [
-        (AttributeName::AlwaysSensitive, AttributeValue::Bool(false)),
-        (AttributeName::KeyGenMechanism, AttributeValue::Number(sys::CK_UNAVAILABLE_INFORMATION)),
-        (AttributeName::Local, AttributeValue::Bool(false)),
-        (AttributeName::NeverExtractable, AttributeValue::Bool(false)),
-    ] {
-        let is_told = found.get(&name).is_some_and(|found| *found != AttributeValue::UNAVAILABLE);
-        strict.insert(name, if is_told { value } else { AttributeValue::UNAVAILABLE });
+    if origin == Origin::Imported {
+        // It must not say that it was made in the token, nor that it was always secret; some tokens say nothing of it.
+        for (name, value) in [
+            (AttributeName::AlwaysSensitive, AttributeValue::Bool(false)),
+            (AttributeName::KeyGenMechanism, AttributeValue::Number(sys::CK_UNAVAILABLE_INFORMATION)),
+            (AttributeName::Local, AttributeValue::Bool(false)),
+            (AttributeName::NeverExtractable, AttributeValue::Bool(false)),
+        ] {
+            let is_told = found.get(&name).is_some_and(|found| *found != AttributeValue::UNAVAILABLE);
+            strict.insert(name, if is_told { value } else { AttributeValue::UNAVAILABLE });
+        }
     }
     strict
 }
@@ -167,11 +159,11 @@ mod tests {
         let told = imported(&AttributeValue::Bool(false), AttributeValue::Number(sys::CK_UNAVAILABLE_INFORMATION));
         let untold = imported(&AttributeValue::UNAVAILABLE, AttributeValue::UNAVAILABLE);
         for found in [told, untold] {
-            assert_eq!(deviations_of_import(&template(), &found), []);
-            assert_eq!(deviations(&template(), &found).len(), 4);
+            assert_eq!(deviations(&template(), Origin::Imported, &found), []);
+            assert_eq!(deviations(&template(), Origin::Generated, &found).len(), 4);
         }
         // One that claims to have been made in the token is not the one that came in.
-        assert_eq!(deviations_of_import(&template(), &read(&[])).len(), 4);
+        assert_eq!(deviations(&template(), Origin::Imported, &read(&[])).len(), 4);
     }
 
     #[test]
@@ -184,7 +176,7 @@ mod tests {
         ] {
             let mut found = imported(&AttributeValue::Bool(false), AttributeValue::UNAVAILABLE);
             found.insert(name, value);
-            let deviations = deviations_of_import(&template(), &found);
+            let deviations = deviations(&template(), Origin::Imported, &found);
             assert_eq!(deviations.iter().map(|deviation| deviation.name).collect::<Vec<_>>(), [name]);
         }
     }

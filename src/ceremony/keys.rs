@@ -8,6 +8,7 @@ use super::{CeremonyError, Plan};
 use crate::attributes::KeyUse;
 use crate::pkcs11::{self, Key, KeyTemplate, Session};
 use crate::profile::KeyGeneration;
+use crate::record::Origin;
 
 /// The keys on the token, before anything is proved about them.
 pub(super) struct Keys {
@@ -15,6 +16,8 @@ pub(super) struct Keys {
     pub(super) kek: KeyTemplate,
     /// The MAC key.
     pub(super) mac: Option<KeyTemplate>,
+    /// Where their material comes from.
+    pub(super) origin: Origin,
     /// What this ceremony has made, and destroys if it does not end well.
     made: Vec<(Key, KeyTemplate)>,
 }
@@ -22,7 +25,7 @@ pub(super) struct Keys {
 impl Keys {
     /// The keys of the plan, which do not exist yet and have no ids.
     pub(super) fn new(plan: &Plan) -> Self {
-        Self { kek: kek_template(plan), mac: mac_template(plan), made: Vec::new() }
+        Self { kek: kek_template(plan), mac: mac_template(plan), origin: plan.origin(), made: Vec::new() }
     }
 
     /// Each key with what it is for.
@@ -74,7 +77,7 @@ impl Keys {
         login: &Session,
         mut make: impl FnMut(&KeyTemplate) -> Result<Key, pkcs11::Error>,
     ) -> Result<(), CeremonyError> {
-        let Self { kek, mac, made } = self;
+        let Self { kek, mac, made, .. } = self;
         [Some(kek), mac.as_mut()].into_iter().flatten().try_for_each(|template| {
             let key = make(template)?;
             made.push((key, template.clone()));
@@ -163,7 +166,11 @@ impl Keys {
 
     /// The attributes that each is asked for with, in order.
     pub(super) fn describe(&self) -> Result<Vec<Vec<String>>, CeremonyError> {
-        self.all().map(|template| Ok(template.describe()?)).collect()
+        let describe = match self.origin {
+            Origin::Generated => KeyTemplate::describe,
+            Origin::Imported => KeyTemplate::describe_import,
+        };
+        self.all().map(|template| Ok(describe(template)?)).collect()
     }
 
     /// Whether there is nothing to destroy.

@@ -12,7 +12,7 @@ use crate::attributes::{AttributeName, KeyUse};
 use crate::cluster::Cluster;
 use crate::config::{FileToken, Token};
 use crate::profile::ProfileError;
-use crate::record::Sha256Digest;
+use crate::record::{Origin, Sha256Digest};
 use crate::seal::Sealing;
 use crate::strict::{self, AbsolutePath, Fault, FileError};
 
@@ -132,6 +132,12 @@ impl PlanError {
 }
 
 impl Plan {
+    /// Where the material of the KEK comes from.
+    pub fn origin(&self) -> Origin {
+        let is_import = self.witnessed.as_ref().is_some_and(|witnessed| witnessed.import.is_some());
+        if is_import { Origin::Imported } else { Origin::Generated }
+    }
+
     /// Reads a plan strictly: unknown and duplicate keys are refused.
     pub fn load(path: &Path) -> Result<Self, PlanError> {
         let fault = |fault| FileError::new(WHAT, Some(path), fault);

@@ -94,7 +94,7 @@ fn machine(output: &Path) -> Vec<Check> {
     let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
     let has_default = routes.lines().skip(1).any(|line| line.split_whitespace().nth(1) == Some("00000000"));
     let tracing = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-    let free = rustix::fs::statvfs(output).map(|found| found.f_bavail.saturating_mul(found.f_frsize)).unwrap_or(0);
+    let free = rustix::fs::statvfs(output).map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize));
     let host = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     vec![
         Check { name: "kernel", outcome: CheckOutcome::Noted, found: host.trim().to_owned() },

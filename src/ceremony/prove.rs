@@ -58,7 +58,7 @@ fn judge(plan: &Plan, template: &KeyTemplate, attributes: &Attributes) -> Result
     let is_permitted =
         |deviation: &Deviation| deviation.is_negotiable(template.purpose) && plan.kek.permit.contains(&deviation.name);
     let (permitted, refused): (Vec<_>, Vec<_>) =
-        generate::deviations(template, attributes).into_iter().partition(is_permitted);
+        generate::deviations(template, plan.origin(), attributes).into_iter().partition(is_permitted);
     if !refused.is_empty() {
         return Err(CeremonyError::Deviates { label: template.label.clone(), deviations: refused });
     }

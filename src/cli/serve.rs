@@ -199,7 +199,7 @@ fn read_record(config: &Config) -> Result<KekRecord, CliError> {
         return Err(refuse(why, "set token.profile to that of the ceremony".to_owned()));
     }
     match (record.kind, record.recovery) {
-        (Kind::Production, Recovery::Copies) => {}
+        (Kind::Production, Recovery::Copies | Recovery::Shares) => {}
         (Kind::Production, Recovery::None) if config.kek.accept_data_loss => {
             tracing::warn!("no copy of the KEK was proved: if this token is lost, every secret in etcd is");
         }

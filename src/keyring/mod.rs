@@ -113,8 +113,7 @@ impl UnwrapHandle<'_> {
 
 /// The key_id of the KEK of `record` in its first activation.
 pub fn first_key_id(record: &KekRecord) -> KeyId {
-    let ceremony = record.ceremony.id.to_string();
-    KeyId::derive(record.cluster.as_str(), record.kek.id.as_bytes(), &ceremony, FIRST_EPOCH)
+    record.key_id(FIRST_EPOCH)
 }
 
 /// How a worker seals.

@@ -12,6 +12,7 @@ use super::steps::Trial;
 use crate::attributes::{AttributeName, AttributeValue, Deviation, KeyUse};
 use crate::ceremony::{self, CeremonyError};
 use crate::pkcs11::{Error, KekKeys, Key, KeyTemplate};
+use crate::record::Origin;
 
 /// What a ceremony on this token would meet.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -82,7 +83,7 @@ fn prove(
     for (template, key) in &made {
         let home = bench.home().map_err(|error| Outcome::from(&error))?;
         let attributes = home.attributes(*key).map_err(|error| Outcome::from(&error))?;
-        let deviations = ceremony::deviations(template, &attributes);
+        let deviations = ceremony::deviations(template, Origin::Generated, &attributes);
         let is_negotiable = |deviation: &&Deviation| deviation.is_negotiable(template.purpose);
         finding.permit.extend(deviations.iter().filter(is_negotiable).map(|deviation| deviation.name));
         if template.purpose != KeyUse::Mac {

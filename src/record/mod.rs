@@ -10,10 +10,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use self::text::ProofBlob;
 pub use self::text::{CeremonyId, CkaId, Sha256Digest, UtcTime};
 use self::witnessed::COPIES_TO_RECOVER;
-pub use self::witnessed::{Origin, Participant, Role, TokenCopy, Witnessed};
+pub use self::witnessed::{Origin, Participant, Role, ShareSet, TokenCopy, Witnessed};
 use crate::attributes::Attributes;
 use crate::cluster::Cluster;
 use crate::envelope::Blob;
+use crate::key_id::KeyId;
 use crate::seal::Seal;
 use crate::strict::{self, Fault, FileError};
 
@@ -144,6 +145,8 @@ pub enum Recovery {
     None,
     /// From one of at least two further tokens that proved to hold the KEK.
     Copies,
+    /// From the shares that it came in.
+    Shares,
 }
 
 impl Kind {
@@ -189,6 +192,11 @@ impl KekRecord {
             recovery,
             witnessed,
         }
+    }
+
+    /// The `key_id` of the KEK in its `epoch`-th activation, from 1.
+    pub fn key_id(&self, epoch: u64) -> KeyId {
+        KeyId::derive(self.cluster.as_str(), self.kek.id.as_bytes(), &self.ceremony.id.to_string(), epoch)
     }
 
     /// Reads a record strictly: unknown and duplicate keys are refused.
@@ -245,7 +253,20 @@ fn checked(bytes: &[u8]) -> Result<KekRecord, Fault> {
         return Err(rule("witnessed", "it stands exactly in the records of kind production or rehearsal"));
     }
     if record.recovery != recovery(record.witnessed.as_ref()) {
-        return Err(rule("recovery", "it is `copies` exactly where witnessed.copies lists at least two tokens"));
+        return Err(rule(
+            "recovery",
+            "it is `copies` exactly where witnessed.copies lists at least two tokens, else `shares` where there are any",
+        ));
+    }
+    let shares_fit = |witnessed: &Witnessed| match witnessed.shares {
+        Some(set) => witnessed.origin == Origin::Imported && set.threshold <= set.shares,
+        None => witnessed.origin == Origin::Generated,
+    };
+    if !record.witnessed.as_ref().is_none_or(shares_fit) {
+        return Err(rule(
+            "witnessed.shares",
+            "it stands exactly where the KEK was imported, with a threshold not above the number",
+        ));
     }
     let copies = record.witnessed.iter().flat_map(|witnessed| &witnessed.copies);
     let mut tokens: Vec<_> = copies.map(|copy| (&copy.serial, &copy.library)).collect();
@@ -261,8 +282,11 @@ fn checked(bytes: &[u8]) -> Result<KekRecord, Fault> {
 
 /// What the proved copies are worth.
 fn recovery(witnessed: Option<&Witnessed>) -> Recovery {
-    let copies = witnessed.map_or(0, |witnessed| witnessed.copies.len());
-    if copies >= COPIES_TO_RECOVER { Recovery::Copies } else { Recovery::None }
+    match witnessed {
+        Some(witnessed) if witnessed.copies.len() >= COPIES_TO_RECOVER => Recovery::Copies,
+        Some(Witnessed { shares: Some(_), .. }) => Recovery::Shares,
+        _ => Recovery::None,
+    }
 }
 
 fn proofs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Proof>, D::Error> {
@@ -335,6 +359,7 @@ mod tests {
             origin: Origin::Generated,
             people: vec![Participant { name: "Ada Lovelace".to_owned(), role: Role::Administrator }],
             copies: vec![copy("01"), copy("02")],
+            shares: None,
             exceptions: Vec::new(),
             previous_record_sha256: None,
         }
@@ -415,7 +440,7 @@ mod tests {
             ("0404\"", "040\"", "`kek.id`: expected 1 to 64 bytes"),
             ("aGttcw", "aGttcx", "`proofs[0].blob`: sealed blob has version 17"),
             ("aGttcw", "?", "`proofs[0].blob`: expected base64"),
-            ("\"none\"", "\"some\"", "`recovery`: expected `none` or `copies`"),
+            ("\"none\"", "\"some\"", "`recovery`: expected one of `none`, `copies`, `shares`"),
         ] {
             let found = error_after(old, new);
             assert!(found.contains(error), "{found}\n{error}");

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Sha256Digest, lines};
+use crate::shares::SecretDigest;
 use crate::strict;
 
 /// How a ceremony that people held went. Its evidence lies beside the record (docs/formats.md).
@@ -20,6 +21,9 @@ pub struct Witnessed {
     pub people: Vec<Participant>,
     /// Further tokens that proved to hold this KEK.
     pub copies: Vec<TokenCopy>,
+    /// The shares that restore the KEK: there exactly where it came from outside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares: Option<ShareSet>,
     /// Checks that failed and were let pass, and who decided; one text each.
     #[serde(deserialize_with = "lines")]
     pub exceptions: Vec<String>,
@@ -85,6 +89,20 @@ pub struct TokenCopy {
     /// `libraryDescription` of its module (`C_GetInfo`).
     #[serde(deserialize_with = "strict::line_or_empty")]
     pub library: String,
+}
+
+/// Shares that were read back, and restored the KEK, before it was used.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareSet {
+    /// How many there are.
+    #[serde(deserialize_with = "strict::number::<2, 16, _>")]
+    pub shares: u64,
+    /// How many of them restore the KEK.
+    #[serde(deserialize_with = "strict::number::<2, 16, _>")]
+    pub threshold: u64,
+    /// Salted digest of what they restore.
+    pub digest: SecretDigest,
 }
 
 /// Copies from which a KEK counts as recoverable: one may be lost as well.

@@ -201,6 +201,7 @@ fn copies(plan: &LockedPlan, events: &[Event], record: &Record) -> Found<()> {
     let worth = match record.content.recovery {
         Recovery::None => "NO-RECOVERY: without this token nothing opens",
         Recovery::Copies => "the KEK outlives its token",
+        Recovery::Shares => "shares restore the KEK",
     };
     Ok(((), format!("{} proved; {worth}", record.witnessed.copies.len())))
 }

@@ -28,7 +28,7 @@ pub(super) fn keys<'a>(plan: &Plan, record: &'a KekRecord) -> Vec<KeyOnPaper<'a>
     let templates = Keys::new(plan);
     let kept = [Some(&record.kek), record.mac_key.as_ref()].into_iter().flatten();
     let keys = kept.zip(templates.all()).map(|(key, template)| {
-        let strict = strict_for(template, &key.attributes);
+        let strict = strict_for(template, templates.origin, &key.attributes);
         let rows = AttributeName::ALL.into_iter().map(|name| {
             let value = key.attributes.get(&name).unwrap_or(&AttributeValue::UNAVAILABLE);
             let must_be = strict.get(&name);

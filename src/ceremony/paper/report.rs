@@ -6,7 +6,6 @@ use super::super::{Person, Plan, Refusal, WitnessedPlan, steps};
 use super::attributes::{KeyOnPaper, keys};
 use super::frame::{Frame, Hex, origin, split_words};
 use super::html;
-use crate::keyring::first_key_id;
 use crate::record::{KekRecord, Kind, Recovery, Sha256Digest, TokenCopy, UtcTime};
 
 /// What a report is made from.
@@ -65,9 +64,10 @@ pub fn report(report: Report<'_>) -> String {
         frame: Frame::new("Key ceremony report", plan, witnessed, kind.to_owned(), stamp),
         report,
         witnessed,
-        key_id: first_key_id(record).to_string(),
+        key_id: record.key_id(1).to_string(),
         recovery: match record.recovery {
             Recovery::None => "NONE".to_owned(),
+            Recovery::Shares => "shares".to_owned(),
             Recovery::Copies => format!("{} proved copies", copies.len()),
         },
         origin: origin(witnessed),

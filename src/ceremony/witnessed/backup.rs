@@ -9,7 +9,7 @@ use crate::ceremony::rehearsal;
 use crate::ceremony::steps::StepId;
 use crate::ceremony::transcript::EventKind;
 use crate::profile::UserKind;
-use crate::record::{KekRecord, Kind, TokenCopy};
+use crate::record::{KekRecord, Kind, Recovery, TokenCopy};
 
 /// Copies from which a KEK counts as one that outlives its token.
 const ENOUGH: usize = 2;
@@ -42,7 +42,7 @@ impl Run<'_> {
                 run.write(StepId::Copies.name(), EventKind::Check, data)?;
                 copies.push(TokenCopy { serial, library });
             }
-            if copies.len() < ENOUGH {
+            if copies.len() < ENOUGH && run.shares.is_none() {
                 run.console.tell(
                     "NO-RECOVERY: fewer than two copies of this KEK are proved. If its token is lost, every Secret in etcd and in its \
                      backups is lost. The plugin serves such a KEK only with kek.accept_data_loss.",
@@ -52,7 +52,12 @@ impl Run<'_> {
                 })?;
             }
             let count = copies.len();
-            Ok((copies, json!({"proved": count, "recovery": if count < ENOUGH { "none" } else { "copies" }})))
+            let recovery = match (count >= ENOUGH, run.shares.is_some()) {
+                (true, _) => Recovery::Copies,
+                (false, true) => Recovery::Shares,
+                (false, false) => Recovery::None,
+            };
+            Ok((copies, json!({"proved": count, "recovery": recovery})))
         })
     }
 }

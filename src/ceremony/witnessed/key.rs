@@ -6,26 +6,32 @@ use serde_json::{Value, json};
 use super::Run;
 use crate::ceremony::CeremonyError;
 use crate::ceremony::keys::Keys;
+use crate::ceremony::plan::ImportPlan;
 use crate::ceremony::site::Site;
 use crate::ceremony::steps::StepId;
 use crate::ceremony::transcript::{Event, EventKind};
 use crate::pin::PinError;
 use crate::pkcs11::{self, Session};
 use crate::profile::{KeyGeneration, UserKind};
+use crate::record::ShareSet;
 use crate::secret::Pin;
+use crate::shares::SecretDigest;
 
 /// What an interrupted ceremony may have left on the token.
+#[derive(Default)]
 pub(super) struct EarlierKeys {
     /// It began to make keys, and did not destroy them.
     may_exist: bool,
     /// `CKA_ID`s that it chose, or that the token gave, in hex.
     ids: Vec<String>,
+    /// The digest of the shares that were handed out for them.
+    pub(super) shares: Option<SecretDigest>,
 }
 
 impl EarlierKeys {
     /// What these events tell.
     pub(super) fn of(events: &[Event]) -> Self {
-        let mut earlier = Self { may_exist: false, ids: Vec::new() };
+        let mut earlier = Self::default();
         for event in events {
             let ids = event.data.get("cka_ids").and_then(Value::as_array);
             let ids = ids.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned);
@@ -34,8 +40,12 @@ impl EarlierKeys {
                     earlier.may_exist |= event.kind == EventKind::Intent;
                     earlier.ids.extend(ids);
                 }
+                ("make", EventKind::Result) => {
+                    let digest = event.data.get("digest").and_then(Value::as_str);
+                    earlier.shares = digest.and_then(|text| text.parse().ok());
+                }
                 ("destroy", EventKind::Result) if event.data.get("destroyed") == Some(&Value::Bool(true)) => {
-                    earlier = Self { may_exist: false, ids: Vec::new() };
+                    earlier = Self::default();
                 }
                 _ => {}
             }
@@ -97,6 +107,14 @@ impl Run<'_> {
         }
         let is_made = self.earlier.may_exist && self.settle(login, &mut keys)?;
         if is_made {
+            if let (Some(ImportPlan { shares, threshold }), Some(digest)) = (self.witnessed.import, self.earlier.shares)
+            {
+                self.shares = Some(ShareSet { shares, threshold, digest });
+            }
+            return Ok(keys);
+        }
+        if let Some(import) = self.witnessed.import {
+            self.import(login, &mut keys, import)?;
             return Ok(keys);
         }
         // Before the intent: what is there already is none of this ceremony's, also when it is resumed.
@@ -124,8 +142,9 @@ impl Run<'_> {
     fn settle(&mut self, login: &Session, keys: &mut Keys) -> Result<bool, CeremonyError> {
         let found = keys.present(login, &self.earlier.ids)?;
         let list: Vec<_> = found.iter().map(|(_, what)| what.clone()).collect();
-        self.show(StepId::Generate)?;
-        self.write("generate", EventKind::Check, json!({"check": "left-by-interruption", "found": list}))?;
+        let step = if self.witnessed.import.is_some() { StepId::Import } else { StepId::Generate };
+        self.show(step)?;
+        self.write(step.name(), EventKind::Check, json!({"check": "left-by-interruption", "found": list}))?;
         if found.is_empty() {
             self.console.tell("The interrupted run left no key on the token.");
             return Ok(false);

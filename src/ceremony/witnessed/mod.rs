@@ -9,6 +9,7 @@ mod destruction;
 mod key;
 mod opening;
 mod report;
+mod shares;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,8 +30,9 @@ use super::site::Site;
 use super::steps::{Owner, Step, StepId, steps};
 use super::transcript::{Event, EventKind, Opening, Transcript, TranscriptError};
 use super::{CeremonyError, Plan, WitnessedPlan, without_core_dumps};
+use crate::attributes::Attributes;
 use crate::record::{
-    Ceremony, CeremonyId, KekRecord, Kind, Origin, Participant, Proof, Sha256Digest, TokenCopy, UtcTime, Witnessed,
+    Ceremony, CeremonyId, KekRecord, Kind, Participant, Proof, Sha256Digest, ShareSet, TokenCopy, UtcTime, Witnessed,
 };
 
 /// How a ceremony is run.
@@ -72,6 +74,8 @@ struct Run<'a> {
     /// Who is there.
     present: Vec<&'a Person>,
     earlier: EarlierKeys,
+    /// The shares that restore the KEK, if it came from outside.
+    shares: Option<ShareSet>,
 }
 
 /// Holds the ceremony of a plan that makes a KEK.
@@ -129,6 +133,7 @@ fn begin<'a>(
         used: Vec::new(),
         present: Vec::new(),
         earlier: EarlierKeys::of(&events),
+        shares: None,
     };
     if options.resume {
         let data = json!({"torn_bytes": torn, "tool": super::TOOL, "tool_sha256": tool_sha256});
@@ -163,8 +168,8 @@ impl Run<'_> {
             let read = prove::read_back(run.plan, &session, keys)?;
             run.console.done(&read.summary());
             let data = json!({
-                "attributes": read.kek.attributes,
-                "mac_key_attributes": read.mac.as_ref().map(|key| &key.attributes),
+                "attributes": in_words(&read.kek.attributes),
+                "mac_key_attributes": read.mac.as_ref().map(|key| in_words(&key.attributes)),
                 "deviations": read.deviations,
             });
             Ok((read, data))
@@ -204,9 +209,10 @@ impl Run<'_> {
         let witnessed = Witnessed {
             plan_sha256: self.witnessed.lock.digest,
             transcript_head: self.transcript.head(),
-            origin: if self.witnessed.import.is_some() { Origin::Imported } else { Origin::Generated },
+            origin: self.plan.origin(),
             people: people.collect(),
             copies,
+            shares: self.shares,
             exceptions: self.used.clone(),
             previous_record_sha256: self.witnessed.previous,
         };
@@ -345,6 +351,11 @@ fn exceptions(events: &[Event]) -> BTreeMap<String, String> {
 fn ceremony_id(events: &[Event]) -> Result<CeremonyId, CeremonyError> {
     let id = events.first().and_then(|event| event.data.get("ceremony_id")?.as_str()?.parse().ok());
     id.ok_or(CeremonyError::Proof("the transcript does not say which ceremony it is of"))
+}
+
+/// Attributes for the transcript, whose numbers end below those of PKCS#11.
+fn in_words(attributes: &Attributes) -> Value {
+    attributes.iter().map(|(name, value)| (name.to_string(), json!(value.to_string()))).collect()
 }
 
 /// The fields of a JSON object.

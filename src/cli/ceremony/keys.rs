@@ -221,7 +221,7 @@ fn show_calls(calls: &[&str], json: bool) -> Result<ExitCode, CliError> {
     if json {
         print_json(&json!(calls))?;
     } else {
-        print(&calls.iter().map(|call| format!("{call}\n")).collect::<String>())?;
+        print(&format!("{}\n", calls.join("\n")))?;
     }
     Ok(ExitCode::Done)
 }

@@ -115,8 +115,10 @@ fn with_environment(environment: &BTreeMap<String, String>) -> Result<(), CliErr
 
 fn failed(error: &CeremonyError) -> CliError {
     let code = match error {
-        CeremonyError::Output { .. } | CeremonyError::Plan(_) | CeremonyError::Previous(_) => ExitCode::BadUsage,
-        CeremonyError::Console(_) => ExitCode::BadUsage,
+        CeremonyError::Console(_)
+        | CeremonyError::Output { .. }
+        | CeremonyError::Plan(_)
+        | CeremonyError::Previous(_) => ExitCode::BadUsage,
         CeremonyError::Record(_) | CeremonyError::System { .. } => ExitCode::NotReachable,
         CeremonyError::Pkcs11(error) if error.is_usage() => ExitCode::BadUsage,
         error if error.is_out_of_reach() => ExitCode::NotReachable,

@@ -248,13 +248,10 @@ fn show_calls(plan: &Plan, json: bool) -> Result<ExitCode, CliError> {
     if json {
         print_json(&serde_json::json!(steps))?;
     } else {
-        let text: String = steps
-            .iter()
-            .map(|step| {
-                let calls: String = step.calls.iter().map(|call| format!("    {call}\n")).collect();
-                format!("{}\n{calls}", step.title)
-            })
-            .collect();
+        let lines = steps.iter().flat_map(|step| {
+            std::iter::once(step.title.clone()).chain(step.calls.iter().map(|call| format!("    {call}")))
+        });
+        let text = lines.collect::<Vec<_>>().join("\n") + "\n";
         print(&text)?;
     }
     Ok(ExitCode::Done)

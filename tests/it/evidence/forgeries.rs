@@ -11,6 +11,12 @@ use serde_json::{Value, json};
 use super::story::{Evidence, Story};
 use crate::harness::run;
 
+/// What was done, by which edit, and the checks that do not hold then.
+type Forgery<'a> = (&'a str, &'a dyn Fn(&Evidence), &'a [&'a str]);
+
+/// The same of a story, before anything was written.
+type Retelling<'a> = (&'a str, &'a dyn Fn(&mut Story), &'a [&'a str]);
+
 /// Both programs find that the evidence holds, or does not; ours names these checks.
 fn judge(what: &str, evidence: &Evidence, failed: &[&str]) {
     let directory = evidence.path().display().to_string();
@@ -72,7 +78,7 @@ fn what_a_ceremony_leaves_holds() {
 #[test]
 fn files_that_were_edited_are_found() {
     let all = ["signatures"];
-    let edits: [(&str, &dyn Fn(&Evidence), &[&str]); 17] = [
+    let edits: [Forgery<'_>; 17] = [
         (
             "record edited",
             &|e| e.edit("kek-record.json", "kek-1", "kek-2"),
@@ -167,7 +173,7 @@ fn a_plan_that_was_edited_is_found() {
 /// Everything was made again after an edit, and those who are left have signed it.
 #[test]
 fn stories_that_do_not_hang_together_are_found() {
-    let stories: [(&str, &dyn Fn(&mut Story), &[&str]); 12] = [
+    let stories: [Retelling<'_>; 12] = [
         ("no witness", &|s| leave_out(s, 2), &["people", "signatures"]),
         ("no custodian", &|s| leave_out(s, 3), &["people", "signatures"]),
         ("somebody signed in who is not in the record", &|s| s.present.truncate(3), &["people", "signatures"]),

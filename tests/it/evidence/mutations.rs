@@ -47,6 +47,8 @@ fn every_edit_of_a_transcript_is_found_by_both_verifiers() {
     assert_eq!((verdicts.next(), output.status.code()), (None, Some(1)));
 }
 
+type Edit<'a> = &'a dyn Fn(&mut Vec<Value>);
+
 /// Edits by somebody who makes each hash again: only the rules find them.
 #[test]
 fn rules_are_kept_by_both_verifiers_where_each_hash_is_right() {
@@ -63,7 +65,6 @@ fn rules_are_kept_by_both_verifiers_where_each_hash_is_right() {
     for _ in 0..30 {
         deep = json!([deep]);
     }
-    type Edit<'a> = &'a dyn Fn(&mut Vec<Value>);
     let edits: [(&str, bool, Edit<'_>); 38] = [
         ("nothing", true, &|_| {}),
         ("goes on after an interruption", true, &|e| e.insert(8, resumed.clone())),
@@ -104,7 +105,7 @@ fn rules_are_kept_by_both_verifiers_where_each_hash_is_right() {
         ("a fraction", false, &|e| e[2]["data"] = json!({"a": 0.5})),
         ("a number too large", false, &|e| e[2]["data"] = json!({"a": 1_u64 << 53})),
         ("the largest number", true, &|e| {
-            e[2]["data"] = json!({"a": (1_u64 << 53) - 1, "\u{1f511}": 1, "\u{ffff}": "\u{7f}\u{1}"})
+            e[2]["data"] = json!({"a": (1_u64 << 53) - 1, "\u{1f511}": 1, "\u{ffff}": "\u{7f}\u{1}"});
         }),
         ("nested deep", true, &|e| e[2]["data"] = deep.as_array().map(|_| json!({"a": deep[0]})).unwrap()),
         ("nested too deep", false, &|e| e[2]["data"] = json!({"a": deep})),

@@ -214,6 +214,7 @@ fn record(plan: &Plan, kind: Kind, exceptions: &[String]) -> KekRecord {
                 .iter()
                 .map(|copy| TokenCopy { serial: copy.serial.clone(), library: library.clone() })
                 .collect(),
+            shares: None,
             exceptions: exceptions.to_vec(),
             previous_record_sha256: witnessed.previous,
         }),

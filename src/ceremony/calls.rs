@@ -23,7 +23,7 @@ pub const PREFLIGHT_CALLS: &[&str] = &[
     "C_GetSlotList",
     "C_GetTokenInfo of each token, to find the label",
     "C_GetMechanismInfo of each mechanism that the profile needs",
-    "C_OpenSession",
+    "C_OpenSession, C_GetSessionInfo",
     "C_GenerateRandom, at most 1 MiB in pieces of 512 bytes; what comes is used for nothing",
     "C_CloseSession",
 ];
@@ -35,7 +35,7 @@ pub const VERIFY_CALLS: &[&str] = &[
     "C_GetSlotList",
     "C_GetTokenInfo of each token, to find the label; the serial number must be the expected one",
     "C_GetMechanismInfo of each mechanism that the profile needs",
-    "C_OpenSession",
+    "C_OpenSession, C_GetSessionInfo",
     "C_Login, once; not if the token says that the PIN is locked or on its last try",
     "C_FindObjects by CKA_LABEL and CKA_ID of the record",
     "C_GetAttributeValue of each attribute of the record",
@@ -53,12 +53,13 @@ pub fn calls(plan: &Plan) -> Result<Vec<StepCalls>, CeremonyError> {
         for (template, attributes) in keys.all().zip(keys.describe()?) {
             calls.push(format!("C_GenerateKey by {}", mechanism_name(template.generate)));
             calls.extend(hidden_id(&attributes));
+            calls.push("C_GetAttributeValue of CKA_ID: some tokens choose their own".to_owned());
         }
         Ok::<_, CeremonyError>(calls)
     };
     let login = match plan.token.profile.login.user {
-        UserKind::None => texts(&["C_OpenSession; nobody logs in"]),
-        _ => texts(&["C_OpenSession", "C_Login, once"]),
+        UserKind::None => texts(&["C_OpenSession, C_GetSessionInfo; nobody logs in"]),
+        _ => texts(&["C_OpenSession, C_GetSessionInfo", "C_Login, once"]),
     };
     if plan.witnessed.as_ref().is_some_and(|witnessed| witnessed.destroys.is_some()) {
         let gone = ["C_FindObjects by CKA_LABEL and CKA_ID of the record, after a new login: there must be none"];
@@ -93,7 +94,11 @@ pub fn calls(plan: &Plan) -> Result<Vec<StepCalls>, CeremonyError> {
         make,
         (
             StepId::ReadBack,
-            texts(&["C_OpenSession", "C_FindObjects by CKA_LABEL and CKA_ID", "C_GetAttributeValue of each attribute"]),
+            texts(&[
+                "C_OpenSession, C_GetSessionInfo",
+                "C_FindObjects by CKA_LABEL and CKA_ID",
+                "C_GetAttributeValue of each attribute",
+            ]),
         ),
         (StepId::NegativeTests, keys.all().flat_map(|template| negative::attempts(template.purpose)).collect()),
         (
@@ -101,6 +106,7 @@ pub fn calls(plan: &Plan) -> Result<Vec<StepCalls>, CeremonyError> {
             texts(&[
                 "C_EncryptInit, C_Encrypt and C_DecryptInit, C_Decrypt of 1 byte, of 33 bytes, and of 32 bytes three times",
                 "C_DecryptInit, C_Decrypt of a changed blob, and of one out of context: both must fail",
+                "C_CloseSession",
             ]),
         ),
     ];

@@ -181,6 +181,8 @@ impl Console {
             return Ok(next.answer);
         }
         let next = answers.front().map(|next| next.question.clone());
+        // What is told next does not stand behind the question.
+        prompt("\n");
         Err(ConsoleError::Order { asked: question.to_owned(), next })
     }
 }
@@ -193,6 +195,7 @@ fn prompt(text: &str) {
 fn line(question: &str) -> Result<String, ConsoleError> {
     let mut line = String::new();
     if std::io::stdin().lock().read_line(&mut line)? == 0 {
+        prompt("\n");
         return Err(ConsoleError::Closed(question.to_owned()));
     }
     Ok(line.trim().to_owned())

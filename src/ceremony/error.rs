@@ -79,6 +79,14 @@ pub enum CeremonyError {
     /// The key cannot be brought in from outside.
     #[error(transparent)]
     Import(#[from] ImportError),
+    /// The token makes no key with these attributes.
+    #[error("the token refuses to make {labels} with the attributes that a KEK must have: {error}")]
+    TemplateRefused {
+        /// Labels of the keys.
+        labels: String,
+        /// What the token said.
+        error: Box<pkcs11::Error>,
+    },
     /// Something with the KEK's label is on the token already.
     #[error("{count} object(s) with label {label:?} are on the token already")]
     LabelTaken {
@@ -209,6 +217,9 @@ impl CeremonyError {
                     .to_owned()
             }
             Self::Import(error) => error.hint().to_owned(),
+            Self::TemplateRefused { .. } => {
+                "`hsm-kms hsm probe` finds out which attribute; the token's profile can leave it away, under key.omit".to_owned()
+            }
             Self::LabelTaken { .. } => {
                 "choose a new kek.label in the plan; a ceremony never touches an existing object".to_owned()
             }

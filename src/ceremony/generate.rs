@@ -102,16 +102,23 @@ fn strict(template: &KeyTemplate) -> Attributes {
 
 /// Modules refuse an unknown attribute with a code of their choice; NSS says `CKR_GENERAL_ERROR`.
 fn may_be_the_template(error: &Error) -> bool {
-    matches!(error, Error::Call { code, class, .. } if matches!(
-        *code,
-        sys::CKR_ATTRIBUTE_TYPE_INVALID
-            | sys::CKR_ATTRIBUTE_VALUE_INVALID
-            | sys::CKR_ATTRIBUTE_READ_ONLY
-            | sys::CKR_TEMPLATE_INCONSISTENT
-            | sys::CKR_TEMPLATE_INCOMPLETE
-            | sys::CKR_GENERAL_ERROR
-            | sys::CKR_FUNCTION_FAILED
-    ) && *class != Class::PinOrConfig)
+    let is_vague = matches!(error, Error::Call { code: sys::CKR_GENERAL_ERROR | sys::CKR_FUNCTION_FAILED, .. });
+    (is_vague || is_the_template(error)) && error.class() != Class::PinOrConfig
+}
+
+/// Whether the code says that the token does not like an attribute.
+pub(super) fn is_the_template(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Call {
+            code: sys::CKR_ATTRIBUTE_TYPE_INVALID
+                | sys::CKR_ATTRIBUTE_VALUE_INVALID
+                | sys::CKR_ATTRIBUTE_READ_ONLY
+                | sys::CKR_TEMPLATE_INCONSISTENT
+                | sys::CKR_TEMPLATE_INCOMPLETE,
+            ..
+        }
+    )
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 
 use cryptoki_sys as sys;
 
-use super::{CeremonyError, Plan, generate};
+use super::generate::{generate, is_the_template};
+use super::{CeremonyError, Plan};
 use crate::attributes::KeyUse;
 use crate::pkcs11::{self, Key, KeyTemplate, Session};
 use crate::profile::KeyGeneration;
@@ -62,7 +63,12 @@ impl Keys {
 
     /// Makes them. If that fails, some may have been made: see [`Self::destroy`].
     pub(super) fn generate(&mut self, login: &Session) -> Result<(), CeremonyError> {
-        self.make(login, |template| generate(login, template))
+        self.make(login, |template| generate(login, template)).map_err(|error| match error {
+            CeremonyError::Pkcs11(error) if is_the_template(&error) => {
+                CeremonyError::TemplateRefused { labels: self.labels(), error: Box::new(error) }
+            }
+            error => error,
+        })
     }
 
     /// The same, each by `make`.

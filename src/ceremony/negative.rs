@@ -45,11 +45,14 @@ pub(super) fn attempts(purpose: KeyUse) -> Vec<String> {
     let wraps = WRAPPING.iter().map(|(attempt, _)| *attempt);
     let sets = LOOSENING.iter().filter(|(_, name, _)| !is_right(*name)).map(|(attempt, ..)| *attempt);
     let copies = LOOSENING_COPIES.iter().filter(|(_, name, _)| !is_right(*name)).map(|(attempt, ..)| *attempt);
+    let by = |function: &'static str| move |attempt| format!("{function}: {attempt}: must fail");
     std::iter::once(READ)
-        .chain(wraps)
-        .chain(sets)
-        .chain(copies)
-        .map(|attempt| format!("{attempt}: must fail"))
+        .map(by("C_GetAttributeValue"))
+        .chain(["C_GenerateKey of a key for this session alone, which wraps".to_owned()])
+        .chain(wraps.map(by("C_WrapKey")))
+        .chain(["C_DestroyObject of that key".to_owned()])
+        .chain(sets.map(by("C_SetAttributeValue")))
+        .chain(copies.map(by("C_CopyObject")))
         .collect()
 }
 

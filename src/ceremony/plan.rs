@@ -143,6 +143,7 @@ impl Plan {
         let fault = |fault| FileError::new(WHAT, Some(path), fault);
         let bytes = strict::read(path).map_err(fault)?;
         let file: File = strict::yaml(&bytes, VERSION).map_err(fault)?;
+        check_secrets(&bytes).map_err(fault)?;
         let lock = PlanLock::new(&bytes).map_err(fault)?;
         let profile_of =
             |token: &FileToken| token.profile().map_err(|error| PlanError::Profile { path: path.to_owned(), error });
@@ -279,6 +280,19 @@ fn check_kind(kind: PlanKind, given: &[(&'static str, bool, bool)]) -> Result<()
         return Err(Fault::Rule { field, problem: problem.to_owned(), hint: hint.to_owned() });
     }
     Ok(())
+}
+
+/// A plan is printed and handed around: no key stands in it, not even in a comment.
+fn check_secrets(yaml: &[u8]) -> Result<(), Fault> {
+    let text = String::from_utf8_lossy(yaml);
+    text.lines().position(|line| line.contains("PRIVATE KEY")).map_or(Ok(()), |line| {
+        Err(Fault::Conflict {
+            field: "plan".to_owned(),
+            place: Some(strict::Place { line: line + 1, column: 1 }),
+            problem: "a private key stands there".to_owned(),
+            hint: "remove it, and use that key no more: whoever saw the plan may have it".to_owned(),
+        })
+    })
 }
 
 /// A copy on the same device is none.

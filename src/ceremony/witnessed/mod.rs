@@ -249,7 +249,10 @@ impl Run<'_> {
             }
             Err(error) => {
                 self.console.stopped();
-                self.write(id.name(), EventKind::Result, json!({"failed": error.to_string()}))?;
+                // Into a transcript that cannot be written goes nothing, and that it cannot is what is told.
+                if !matches!(error, CeremonyError::Transcript(_)) {
+                    self.write(id.name(), EventKind::Result, json!({"failed": error.to_string()}))?;
+                }
                 Err(error)
             }
         }

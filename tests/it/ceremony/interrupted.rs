@@ -40,7 +40,7 @@ fn a_terminal_that_is_closed_ends_the_program_and_the_ceremony_goes_on_at_anothe
 fn a_copy_that_was_not_made_is_asked_for_again() {
     let mut staged = Staged::new();
     let copies = staged.with_copies();
-    let refusal = staged.refuses(&staged.answers(), &[], "did not prove that it has a copy");
+    let refusal = staged.refuses(&staged.answers(), &[], &format!("serial number {}", copies[0].serial));
     assert_eq!((refusal.code, refusal.error.as_str()), (1, "the ceremony was interrupted"), "{}", refusal.text);
     let made = staged.keys();
     assert_eq!(made.len(), 1);

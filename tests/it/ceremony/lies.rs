@@ -73,17 +73,17 @@ fn a_token_that_does_what_it_must_refuse_is_found() {
     let fault = staged.behind_fault_module();
     staged.rehearse();
     let mut resume: &[&str] = &[];
-    for (function, why) in [
-        ("C_SetAttributeValue", "the token did what it must refuse: set CKA_EXTRACTABLE true"),
-        ("C_CopyObject", "the token did what it must refuse: copy with CKA_EXTRACTABLE true"),
-        ("C_WrapKey", "the token did what it must refuse: wrap it under another key"),
-        ("C_Decrypt", "the KEK failed its proof"),
+    // What it says that it did, and has not done, it cannot undo either: the copy is not there.
+    let did = json!({"return": 0});
+    for (function, action, why) in [
+        ("C_SetAttributeValue", &did, "the token did what it must refuse: set CKA_EXTRACTABLE true"),
+        ("C_CopyObject", &did, "(copy with CKA_EXTRACTABLE true), cannot be destroyed"),
+        ("C_WrapKey", &did, "the token did what it must refuse: wrap it under another key"),
+        ("C_Decrypt", &json!({"flip_bit": 3}), "the KEK failed its proof: it opened its own seal to something else"),
+        ("C_Encrypt", &json!({"flip_bit": 3}), "C_Decrypt returned"),
     ] {
-        // It says that it did it.
-        fault.always(function, &json!({"return": 0}));
-        let refusal = staged.refuses(&staged.answers(), resume, "");
-        assert_eq!(refusal.code, 1, "{function}: {}", refusal.text);
-        println!("{function}: {} ({why})", refusal.why);
+        fault.always(function, action);
+        staged.refuses(&staged.answers(), resume, why);
         fault.clear();
         staged.has_no_key();
         resume = &["--resume"];
@@ -99,6 +99,7 @@ fn a_template_that_is_refused_is_a_stop() {
     fault.set(&json!({"imitate": {"template": {"refuse": ["CKA_WRAP"]}}}));
     let refusal = staged.refuses(&staged.answers(), &[], "C_GenerateKey returned CKR_ATTRIBUTE_TYPE_INVALID");
     assert_eq!(refusal.code, 1, "{}", refusal.text);
+    assert!(refusal.hint.contains("key.omit"), "{}", refusal.text);
     staged.has_no_key();
     fault.clear();
     staged.hold(&staged.answers(), &["--resume"]);

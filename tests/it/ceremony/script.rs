@@ -33,14 +33,14 @@ fn the_key_is_asked_for_as_the_dry_run_says() {
     token["environment"]["PKCS11SPY"] = json!(staged.token.module);
     token["environment"]["PKCS11SPY_OUTPUT"] = json!(log);
     token["module"] = json!(parts::installed("/usr/lib/x86_64-linux-gnu/pkcs11-spy.so".into()));
-    let expected = templates(&dry_run(&staged));
+    let text = dry_run(&staged);
     staged.hold(&staged.answers(), &[]);
     let log = fs::read_to_string(log).unwrap();
-    let made: Vec<_> = log.split("\n\n").filter(|call| call.contains(": C_GenerateKey\n")).collect();
-    // The throw-away key that wraps is the other one.
-    let asked: Vec<_> = made.iter().filter(|call| call.contains("CKA_TOKEN             True")).collect();
-    assert_eq!(asked.len(), 1, "{made:?}");
-    assert_eq!(spied(asked[0]), expected);
+    let made: Vec<_> = log.split("\n\n").filter(|call| call.contains(": C_GenerateKey\n")).map(spied).collect();
+    // The other one is the throw-away key that wraps.
+    let kek: Vec<_> = made.iter().filter(|template| template.contains("CKA_TOKEN = true")).collect();
+    assert!(made.len() == 2 && kek.len() == 1, "{made:?}");
+    assert_eq!(*kek[0], said(&text));
 }
 
 /// No call that the dry run does not name.
@@ -52,7 +52,11 @@ fn every_call_is_named_in_the_dry_run() {
     assert_eq!(fault.calls("*"), 0, "the module was loaded");
     staged.hold(&staged.answers(), &[]);
     let named: BTreeSet<_> = text.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
-    let unnamed: Vec<_> = fault.functions().into_iter().filter(|name| !named.contains(name.as_str())).collect();
+    // The search for objects is one thing in three calls.
+    let is_named = |name: &String| named.contains(name.trim_end_matches("Init").trim_end_matches("Final"));
+    let called = fault.functions();
+    assert!(called.len() > 20, "{called:?}");
+    let unnamed: Vec<_> = called.into_iter().filter(|name| !is_named(name) && !named.contains(name.as_str())).collect();
     assert_eq!(unnamed, Vec::<String>::new());
 }
 
@@ -63,12 +67,45 @@ fn dry_run(staged: &Staged) -> String {
 }
 
 /// Names and values of the attributes, but for the id, which is random.
-fn templates(text: &str) -> BTreeSet<String> {
+fn said(text: &str) -> BTreeSet<String> {
     let attributes = text.lines().map(str::trim).filter(|line| line.starts_with("CKA_") && line.contains(" = "));
-    attributes.filter(|line| !line.starts_with("CKA_ID")).map(str::to_owned).collect()
+    attributes
+        .map(|line| match line {
+            // The spy does not know it, and shows no value: what it is is read back.
+            "CKA_COPYABLE = false" => "CKA_COPYABLE".to_owned(),
+            "CKA_ID = (16 random bytes)" => "CKA_ID of 16 bytes".to_owned(),
+            line => line.to_owned(),
+        })
+        .collect()
 }
 
-/// The same of the spy's words.
+/// The same from what the spy wrote of a call.
 fn spied(call: &str) -> BTreeSet<String> {
-    panic!("{call}");
+    let mut lines = call.lines().map(str::trim).peekable();
+    let mut found = BTreeSet::new();
+    while let Some(line) = lines.next() {
+        let Some((name, value)) = line.split_once(' ').filter(|(name, _)| name.starts_with("CKA_")) else { continue };
+        // Of a value in memory the bytes are on the next line.
+        let bytes = lines.peek().copied().unwrap_or_default();
+        found.insert(match (name, value.trim()) {
+            ("CKA_?", value) if value.starts_with("(0x00000171)") => "CKA_COPYABLE".to_owned(),
+            ("CKA_ID", value) if value.ends_with("/ 16") => "CKA_ID of 16 bytes".to_owned(),
+            ("CKA_LABEL", _) => {
+                let text = data_encoding::HEXUPPER.decode(bytes.as_bytes()).unwrap();
+                format!("CKA_LABEL = {}", String::from_utf8(text).unwrap())
+            }
+            ("CKA_VALUE_LEN", _) => format!("CKA_VALUE_LEN = {:#x}", little_endian(bytes)),
+            ("CKA_ALLOWED_MECHANISMS", _) if little_endian(bytes) == 0x1087 => {
+                "CKA_ALLOWED_MECHANISMS = CKM_AES_GCM".to_owned()
+            }
+            (name, value) => format!("{name} = {}", value.replace("True", "true").replace("False", "false")),
+        });
+    }
+    found
+}
+
+/// The number of a line such as `00000000  20 00 00 00 00 00 00 00   .......`.
+fn little_endian(line: &str) -> u64 {
+    let bytes = line.split_whitespace().skip(1).take(8).map(|byte| u8::from_str_radix(byte, 16).unwrap());
+    u64::from_le_bytes(bytes.collect::<Vec<_>>().try_into().unwrap())
 }

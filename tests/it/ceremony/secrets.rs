@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
 use rustix::process::Signal;
+use serde_json::json;
 
 use super::staged::{Staged, with, written};
 use super::terminal::Terminal;
@@ -36,21 +37,25 @@ fn the_pin_is_in_no_file_and_on_no_screen() {
     canaries.are_not_beneath(&staged.output());
 }
 
-/// A crash amid the ceremony leaves no core file, whatever the limits allow.
+/// A module that crashes amid the ceremony, with the PIN in memory, leaves no core file, whatever the limits allow.
 #[test]
 fn a_crash_leaves_no_core_file() {
     let mut staged = Staged::new();
-    staged.with_copies();
-    let here = tempfile::tempdir().unwrap();
-    let mut terminal = Terminal::start_in(here.path(), &arguments(&staged, &[]));
-    open(&mut terminal, &staged);
-    // Both halves were typed.
-    assert!(terminal.until_asked().contains("copied"));
-    let (status, screen) = terminal.kill(Signal::SEGV);
-    assert_eq!(status.signal(), Some(Signal::SEGV.as_raw()), "{status}: {screen}");
-    assert!(!status.core_dumped(), "{status}");
-    let left: Vec<_> = fs::read_dir(here.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert!(left.is_empty(), "{left:?}");
+    let fault = staged.behind_fault_module();
+    let arguments = arguments(&staged, &[]);
+    for function in ["C_Login", "C_Encrypt"] {
+        fault.always(function, &json!("crash"));
+        let here = tempfile::tempdir().unwrap();
+        let mut terminal = Terminal::start_in(here.path(), &arguments);
+        open(&mut terminal, &staged);
+        let (status, screen) = terminal.end();
+        assert_eq!(status.signal(), Some(Signal::SEGV.as_raw()), "{status}: {screen}");
+        assert!(!status.core_dumped(), "{function}: {status}");
+        let left: Vec<_> = fs::read_dir(here.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert!(left.is_empty(), "{function}: {left:?}");
+        fs::remove_dir_all(staged.output()).unwrap();
+        fs::create_dir(staged.output()).unwrap();
+    }
 }
 
 /// Each half, and the whole.

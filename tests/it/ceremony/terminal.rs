@@ -81,9 +81,13 @@ impl Terminal {
         }
     }
 
-    /// Waits for the end.
+    /// Turns pages until the end.
     pub fn end(mut self) -> (ExitStatus, String) {
-        while self.read() {}
+        while self.read() {
+            if self.seen[self.answered..].ends_with(b"Enter to go on: ") {
+                self.type_line("");
+            }
+        }
         (self.program.ended(), self.screen())
     }
 
@@ -93,12 +97,6 @@ impl Terminal {
         let Self { master, mut program, .. } = self;
         drop(master);
         (program.ended(), screen)
-    }
-
-    /// Kills the program by this signal.
-    pub fn kill(mut self, signal: rustix::process::Signal) -> (ExitStatus, String) {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.program.0), signal).unwrap();
-        (self.program.ended(), self.screen())
     }
 
     /// Everything that stood there.

@@ -53,9 +53,9 @@ pub fn arguments(staged: &Staged, more: &[&str]) -> Vec<String> {
 
 /// What stood on the screen: on 80 columns, in plain text, and not the PIN.
 pub fn is_plain(screen: &str, staged: &Staged) {
-    let output = text(&staged.output());
+    let temporary = text(&std::env::temp_dir());
     // A path is as long as it is.
-    for line in screen.lines().filter(|line| !line.contains(&output)) {
+    for line in screen.lines().filter(|line| !line.contains(&temporary)) {
         assert!(line.trim_end().chars().count() <= 80, "more than 80 columns: {line:?}");
     }
     let control = screen.chars().find(|c| c.is_control() && !matches!(c, '\r' | '\n'));

@@ -23,7 +23,7 @@ fn plans_that_cannot_be_used_change_nothing() {
     for (place, value, why) in [
         ("/custodians", json!(3), "unknown key `custodians`"),
         ("/kek/lable", json!("a"), "unknown key `kek.lable`"),
-        ("/kind", json!("production"), "`kind`: expected `trial`"),
+        ("/kind", json!("rehearsal"), "`kind`: expected `production` or `trial`"),
         ("/kek/label", json!("l".repeat(41)), "`kek.label`: expected at most 40 bytes"),
         ("/kek/label", json!(""), "`kek.label`"),
         ("/kek/label", json!("a\nb"), "`kek.label`"),

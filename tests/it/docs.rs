@@ -74,6 +74,7 @@ fn commands_that_do_not_exist_are_found() {
         "RUST_LOG=debug scripts/quickstart --check --dir /tmp/x",
         "cargo run --release -- call status --socket s --json",
         "hsm-kms profiles show softhsm2 --json > a.json",
+        "hsm-kms ceremony sign a --as \"Ada Lovelace\" --key b",
     ] {
         check(right).unwrap();
     }
@@ -91,6 +92,7 @@ fn commands_that_do_not_exist_are_found() {
         "hsm-kms profiles show",
         "hsm-kms profiles show softhsm2 kryoptic",
         "hsm-kms profiles show --jso softhsm2",
+        "hsm-kms ceremony sign a --as Ada Lovelace --key b",
     ] {
         check(wrong).unwrap_err();
     }
@@ -148,9 +150,19 @@ impl Block {
     }
 }
 
+/// The words of a command; what stands in quotes is one.
+fn split(text: &str) -> Vec<&str> {
+    let parts = text.split('"').enumerate();
+    let words = parts.flat_map(|(number, part)| match number % 2 {
+        0 => part.split_whitespace().collect(),
+        _ => vec![part],
+    });
+    words.collect()
+}
+
 /// The words from the program on, if it is one of ours.
 fn command(text: &str) -> Option<Vec<String>> {
-    let mut words: Vec<&str> = text.split_whitespace().collect();
+    let mut words = split(text);
     let is_prefix = |word: &str| matches!(word, "sudo" | "env" | "exec" | "!") || word.contains('=');
     while let Some(&first) = words.first() {
         match first {

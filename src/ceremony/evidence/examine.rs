@@ -76,9 +76,10 @@ pub(super) fn examine(bundle: &Bundle) -> (Report, Option<Signable>) {
     } else {
         report.add("record as closed", all().and_then(|(_, events, record)| closed(events, record)));
         report.add("record and plan", all().and_then(|(plan, _, record)| as_planned(plan, record)));
+        let people = report.add("people", all().and_then(|(plan, events, record)| took_part(plan, events, record)));
         report.add("copies", all().and_then(|(plan, events, record)| copies(plan, events, record)));
         report.add("exceptions", all().and_then(|(_, events, record)| exceptions(events, record)));
-        report.add("people", all().and_then(|(plan, events, record)| took_part(plan, events, record)))
+        people
     };
     let statement = all().and_then(|(plan, events, record)| {
         let Record { content: record, digest: record_sha256, .. } = record;

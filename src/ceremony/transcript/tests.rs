@@ -177,7 +177,7 @@ fn only_one_process_writes_and_only_what_is_whole_is_continued() {
     assert_eq!(content(folder.path()).len(), MAX_TRANSCRIPT_BYTES + 2);
     fs::remove_file(&path).unwrap();
     let error = resume().unwrap_err();
-    assert!(matches!(error, TranscriptError::System { .. }) && !error.hint().is_empty());
+    assert!(matches!(error, TranscriptError::Empty { .. }) && !error.hint().is_empty());
 }
 
 #[test]

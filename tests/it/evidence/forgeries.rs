@@ -184,7 +184,7 @@ fn stories_that_do_not_hang_together_are_found() {
         ),
         ("another cluster", &|s| s.plan["cluster"] = json!("prod-eu-2"), &["record and plan"]),
         ("another token", &|s| s.record["token"]["serial"] = json!("3c4d5e6f70819203"), &["record and plan"]),
-        ("another origin", &|s| s.record["witnessed"]["origin"] = json!("imported"), &["record and plan"]),
+        ("another origin", &|s| s.record = imported(&s.record), &["record and plan"]),
         ("another record before", &|s| s.plan["previous"] = json!("0".repeat(64)), &["record and plan"]),
         ("a copy that was not planned", &|s| s.plan["copies"][1]["serial"] = json!("4"), &["copies"]),
         (
@@ -219,4 +219,13 @@ fn what_cannot_be_looked_at_is_not_judged() {
     let empty = tempfile::tempdir().unwrap();
     assert_eq!(run(&["ceremony", "verify-record", empty.path().to_str().unwrap()], b"").status.code(), Some(1));
     assert_eq!(Command::new(script()).arg(empty.path()).output().unwrap().status.code(), Some(1));
+}
+
+/// The record of a KEK that came in shares.
+fn imported(record: &Value) -> Value {
+    let mut record = record.clone();
+    record["witnessed"]["origin"] = json!("imported");
+    let digest = format!("{}:{}", "0".repeat(32), "0".repeat(64));
+    record["witnessed"]["shares"] = json!({"shares": 3, "threshold": 2, "digest": digest});
+    record
 }

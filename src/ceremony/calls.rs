@@ -43,6 +43,23 @@ pub const VERIFY_CALLS: &[&str] = &[
     "C_CloseSession",
 ];
 
+/// Calls of `restore`.
+pub const RESTORE_CALLS: &[&str] = &[
+    "C_Initialize",
+    "C_GetInfo",
+    "C_GetSlotList",
+    "C_GetTokenInfo of each token, to find the label; the serial number must be the expected one",
+    "C_GetMechanismInfo of each mechanism that the profile needs",
+    "C_OpenSession",
+    "C_Login, once; not if the token says that the PIN is locked or on its last try",
+    "C_FindObjects by CKA_LABEL of the record: there must be none",
+    "C_GenerateKeyPair or C_GenerateKey: a session key to bring the KEK in under",
+    "C_EncryptInit, C_Encrypt of the KEK under it",
+    "C_UnwrapKey with the template of the ceremony, CKA_LABEL and CKA_ID of the record",
+    "C_DestroyObject of the session key",
+    "then all that verify-key does",
+];
+
 /// The calls of every step of this plan.
 pub fn calls(plan: &Plan) -> Result<Vec<StepCalls>, CeremonyError> {
     let keys = Keys::new(plan);

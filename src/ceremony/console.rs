@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use comfy_table::{ContentArrangement, Table, presets};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
@@ -146,13 +147,16 @@ impl Console {
 
     /// Asks for what must not be seen.
     pub fn ask_hidden(&mut self, question: &str, text: &str) -> Result<SecretString, ConsoleError> {
+        // Before the question stands there: whoever types fast must not be shown either.
+        let quiet = if self.answers.is_none() { Some(Quiet::new()?) } else { None };
         prompt(&format!(" > {text} (not shown): "));
-        if self.answers.is_some() {
-            let answer = self.answered(question)?;
-            self.say("");
-            return Ok(answer);
-        }
-        Ok(SecretString::from(rpassword::read_password()?))
+        let answer = match quiet {
+            Some(_) => SecretString::from(line(question)?),
+            None => self.answered(question)?,
+        };
+        drop(quiet);
+        self.say("");
+        Ok(answer)
     }
 
     /// Shows what only one person may see, on lines of at most 80 columns.
@@ -184,6 +188,27 @@ impl Console {
         // What is told next does not stand behind the question.
         prompt("\n");
         Err(ConsoleError::Order { asked: question.to_owned(), next })
+    }
+}
+
+/// A terminal that does not show what is typed, for as long as this lives.
+struct Quiet(Termios);
+
+impl Quiet {
+    fn new() -> Result<Self, ConsoleError> {
+        let input = std::io::stdin();
+        let before = tcgetattr(&input).map_err(std::io::Error::from)?;
+        let mut quiet = before.clone();
+        quiet.local_modes.remove(LocalModes::ECHO);
+        // What was typed before the question is no answer to it.
+        tcsetattr(&input, OptionalActions::Flush, &quiet).map_err(std::io::Error::from)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
     }
 }
 

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::import::Restored;
 use super::site::Site;
 use super::{CeremonyError, without_core_dumps};
 use crate::attributes::{Attributes, Deviation, KeyUse, deviations};
@@ -49,7 +50,7 @@ pub fn verify(
     pin: Option<&Pin>,
     sameness: Sameness,
 ) -> Result<KeyProof, CeremonyError> {
-    Ok(proved(plan, serial, record, pin, sameness)?.proof)
+    Ok(Visit::new(plan, serial, pin)?.prove(record, sameness)?.1)
 }
 
 /// The same, and then destroys the keys: nothing that has not proved to be this KEK.
@@ -60,56 +61,55 @@ pub fn destroy(
     pin: Option<&Pin>,
     sameness: Sameness,
 ) -> Result<KeyProof, CeremonyError> {
-    let Proved { session, keys, proof } = proved(plan, serial, record, pin, sameness)?;
-    [Some(keys.key), keys.mac].into_iter().flatten().try_for_each(|key| session.destroy(key))?;
+    let visit = Visit::new(plan, serial, pin)?;
+    let (keys, proof) = visit.prove(record, sameness)?;
+    [Some(keys.key), keys.mac].into_iter().flatten().try_for_each(|key| visit.login.destroy(key))?;
     Ok(proof)
 }
 
 /// How many keys with label and `CKA_ID` of the record are on the token.
 pub fn count(plan: &TokenPlan, serial: &str, record: &KekRecord, pin: Option<&Pin>) -> Result<usize, CeremonyError> {
-    let session = logged_in(plan, serial, pin)?.1;
+    let visit = Visit::new(plan, serial, pin)?;
     let keys = [Some(&record.kek), record.mac_key.as_ref()].into_iter().flatten();
-    Ok(keys.map(|key| Ok(session.keys(&key.label, key.id.as_bytes())?.len())).sum::<Result<usize, pkcs11::Error>>()?)
+    let counts = keys.map(|key| Ok(visit.login.keys(&key.label, key.id.as_bytes())?.len()));
+    Ok(counts.sum::<Result<usize, pkcs11::Error>>()?)
 }
 
-/// A KEK that has proved itself, in the session that it did so in.
-struct Proved {
-    session: Session,
-    keys: KekKeys,
-    proof: KeyProof,
+/// A token with the user logged in to it.
+pub(super) struct Visit<'a> {
+    plan: &'a TokenPlan,
+    site: Site,
+    pub(super) login: Session,
 }
 
-fn proved(
-    plan: &TokenPlan,
-    serial: &str,
-    record: &KekRecord,
-    pin: Option<&Pin>,
-    sameness: Sameness,
-) -> Result<Proved, CeremonyError> {
-    if sameness == Sameness::Copy && serial == record.token.serial {
-        return Err(CeremonyError::SameToken { serial: serial.to_owned() });
+impl<'a> Visit<'a> {
+    /// Finds the token with this serial number, and logs in. One attempt.
+    pub(super) fn new(plan: &'a TokenPlan, serial: &str, pin: Option<&Pin>) -> Result<Self, CeremonyError> {
+        without_core_dumps()?;
+        let site = Site::open(plan, Some(serial))?;
+        let found = &site.token.info().serial;
+        if found != serial {
+            return Err(CeremonyError::OtherToken { expected: serial.to_owned(), found: found.clone() });
+        }
+        site.token.require(&plan.sealing)?;
+        let login = site.token.login(plan.profile.login.user, pin)?;
+        Ok(Self { plan, site, login })
     }
-    let (site, session) = logged_in(plan, serial, pin)?;
-    let audited = |key: &TokenKey, purpose| audit(&session, key, purpose, sameness);
-    let key = audited(&record.kek, plan.sealing.kek_use())?;
-    let mac = record.mac_key.as_ref().map(|key| audited(key, KeyUse::Mac)).transpose()?;
-    let keys = KekKeys { key, mac };
-    let opened = open_proofs(plan, &session, keys, record)?;
-    let proof = KeyProof { serial: serial.to_owned(), library: site.module.info()?.library, opened };
-    Ok(Proved { session, keys, proof })
-}
 
-/// The token with this serial number, and the user logged in to it. One attempt.
-fn logged_in(plan: &TokenPlan, serial: &str, pin: Option<&Pin>) -> Result<(Site, Session), CeremonyError> {
-    without_core_dumps()?;
-    let site = Site::open(plan, Some(serial))?;
-    let found = &site.token.info().serial;
-    if found != serial {
-        return Err(CeremonyError::OtherToken { expected: serial.to_owned(), found: found.clone() });
+    /// The keys of the record, found in a new session, compared and proved; they are handles of the token's.
+    pub(super) fn prove(&self, record: &KekRecord, sameness: Sameness) -> Result<(KekKeys, KeyProof), CeremonyError> {
+        let serial = self.site.token.info().serial.clone();
+        if sameness == Sameness::Copy && serial == record.token.serial {
+            return Err(CeremonyError::SameToken { serial });
+        }
+        let session = self.site.token.open_session()?;
+        let audited = |key: &TokenKey, purpose| audit(&session, key, purpose, sameness);
+        let key = audited(&record.kek, self.plan.sealing.kek_use())?;
+        let mac = record.mac_key.as_ref().map(|key| audited(key, KeyUse::Mac)).transpose()?;
+        let keys = KekKeys { key, mac };
+        let opened = open_proofs(self.plan, &session, keys, record)?;
+        Ok((keys, KeyProof { serial, library: self.site.module.info()?.library, opened }))
     }
-    site.token.require(&plan.sealing)?;
-    let session = site.token.login(plan.profile.login.user, pin)?;
-    Ok((site, session))
 }
 
 /// The key, if its attributes are those of the record.
@@ -148,6 +148,8 @@ fn open_proofs(plan: &TokenPlan, session: &Session, keys: KekKeys, record: &KekR
 pub(super) enum Errand {
     /// Proves it.
     Prove,
+    /// Puts it in, and proves it.
+    Import,
     /// Proves it, and destroys it.
     Destroy,
     /// Makes sure that it is gone.
@@ -161,18 +163,23 @@ pub(super) fn send<T: DeserializeOwned>(
     serial: &str,
     record: &KekRecord,
     pin: Option<&Pin>,
+    value: Option<&Restored>,
 ) -> Result<T, CeremonyError> {
+    let value = value.map(|value| handed_over("value", value.expose())).transpose()?;
     let record = handed_over("record", record.to_json()?.as_bytes())?;
     let pin = pin.map(|pin| handed_over("pin", pin.expose_secret().as_bytes())).transpose()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg("ceremony");
     match errand {
-        Errand::Prove => command.args(["clone-check", "--copy", serial]),
+        Errand::Prove | Errand::Import => command.args(["clone-check", "--copy", serial]),
         Errand::Destroy => command.args(["destroy-key", "--serial", serial]),
         Errand::SeeGone => command.args(["destroy-key", "--gone", "--serial", serial]),
     };
     command.arg("--json").arg("--plan").arg(plan);
     command.arg("--record").arg(format!("/proc/self/fd/{}", record.as_raw_fd()));
+    if let Some(value) = &value {
+        command.arg("--value-descriptor").arg(value.as_raw_fd().to_string());
+    }
     if let Some(pin) = &pin {
         command.arg("--pin-descriptor").arg(pin.as_raw_fd().to_string());
     }

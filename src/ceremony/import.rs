@@ -175,6 +175,16 @@ impl Restored {
         Ok(Self(shares::combine(shares, digest)?))
     }
 
+    /// The keys for another process of this ceremony, which puts them into another token.
+    pub(super) fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// What the ceremony's process has handed over.
+    pub(super) fn handed_over(bytes: Zeroizing<Vec<u8>>) -> Self {
+        Self(bytes)
+    }
+
     /// Each key.
     fn keys(&self) -> impl Iterator<Item = Zeroizing<[u8; KEY_BYTES]>> {
         self.0.as_chunks::<KEY_BYTES>().0.iter().copied().map(Zeroizing::new)

@@ -6,9 +6,10 @@ use cryptoki_sys as sys;
 use super::generate::{generate, is_the_template};
 use super::{CeremonyError, Plan};
 use crate::attributes::KeyUse;
+use crate::config::Token as TokenPlan;
 use crate::pkcs11::{self, Key, KeyTemplate, Session};
 use crate::profile::KeyGeneration;
-use crate::record::Origin;
+use crate::record::{KekRecord, Origin};
 
 /// The keys on the token, before anything is proved about them.
 pub(super) struct Keys {
@@ -25,7 +26,20 @@ pub(super) struct Keys {
 impl Keys {
     /// The keys of the plan, which do not exist yet and have no ids.
     pub(super) fn new(plan: &Plan) -> Self {
-        Self { kek: kek_template(plan), mac: mac_template(plan), origin: plan.origin(), made: Vec::new() }
+        Self::on(&plan.token, &plan.kek.label, plan.origin())
+    }
+
+    /// The keys of this label, as the profile of this token wants them.
+    pub(super) fn on(token: &TokenPlan, label: &str, origin: Origin) -> Self {
+        Self { kek: kek_template(token, label), mac: mac_template(token, label), origin, made: Vec::new() }
+    }
+
+    /// They get the ids that stand in a record: what is put in is what was there.
+    pub(super) fn take_ids(&mut self, record: &KekRecord) {
+        let recorded = [Some(&record.kek), record.mac_key.as_ref()].into_iter().flatten();
+        for (template, key) in self.all_mut().zip(recorded) {
+            template.id = key.id.as_bytes().to_vec();
+        }
     }
 
     /// Each key with what it is for.
@@ -189,33 +203,33 @@ impl Keys {
     }
 }
 
-/// The KEK of the plan, as its profile wants it made.
-fn kek_template(plan: &Plan) -> KeyTemplate {
-    let key = &plan.token.profile.key;
+/// The KEK, as the profile of the token wants it made.
+fn kek_template(token: &TokenPlan, label: &str) -> KeyTemplate {
+    let key = &token.profile.key;
     KeyTemplate {
-        purpose: plan.token.sealing.kek_use(),
+        purpose: token.sealing.kek_use(),
         id: Vec::new(),
-        label: plan.kek.label.clone(),
+        label: label.to_owned(),
         kind: key.kind,
         generate: match key.generate {
             KeyGeneration::Mechanism(mechanism) => mechanism,
             KeyGeneration::Tool => sys::CKM_AES_KEY_GEN,
         },
-        mechanism: plan.token.sealing.mechanism,
+        mechanism: token.sealing.mechanism,
         add: key.add.clone(),
         omit: key.omit.clone(),
     }
 }
 
-/// The MAC key of the plan, named after the KEK.
-fn mac_template(plan: &Plan) -> Option<KeyTemplate> {
-    plan.token.sealing.mac_mechanism().map(|mechanism| KeyTemplate {
+/// The MAC key, named after the KEK.
+fn mac_template(token: &TokenPlan, label: &str) -> Option<KeyTemplate> {
+    token.sealing.mac_mechanism().map(|mechanism| KeyTemplate {
         purpose: KeyUse::Mac,
-        label: format!("{}-mac", plan.kek.label),
+        label: format!("{label}-mac"),
         kind: sys::CKK_GENERIC_SECRET,
         generate: sys::CKM_GENERIC_SECRET_KEY_GEN,
         mechanism,
-        ..kek_template(plan)
+        ..kek_template(token, label)
     })
 }
 

@@ -45,7 +45,12 @@ impl Stage {
         let mut copies = Vec::new();
         for number in 0..witnessed.copies.len() {
             let place = stage.configure(&format!("copy-{number}")).map_err(system("a copy cannot be configured"))?;
-            copies.push(json!({"serial": copy_serial(&serial, number), "token": section(&place)}));
+            // A token that is copied brings its content along; one that a KEK is imported into must be there before.
+            let serial = match witnessed.import {
+                Some(_) => initialise(&place)?,
+                None => copy_serial(&serial, number),
+            };
+            copies.push(json!({"serial": serial, "token": section(&place)}));
         }
         let changes = [
             ("token", section(&configuration)),

@@ -283,7 +283,7 @@ const ALL: [Step; 20] = [
         act: Act::Key,
         title: "Put the KEK into the token",
         owner: Owner::Program,
-        what: "The KEK is unwrapped into the token, non-extractable, and wiped from memory.",
+        what: "The KEK is unwrapped into the token, non-extractable. Once the copies have it too, it is wiped from memory.",
         why: "From here on this token does not give it away either.",
         minutes: 1,
         notes: &[Note::Tick("The screen says that one key was made")],

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::{KeyProof, Run};
 use crate::ceremony::CeremonyError;
 use crate::ceremony::copies::{self, Errand};
+use crate::ceremony::plan::CopyPlan;
 use crate::ceremony::rehearsal;
 use crate::ceremony::steps::StepId;
 use crate::ceremony::transcript::{CeremonyKind, EventKind};
@@ -20,28 +21,28 @@ impl Run<'_> {
         self.step(StepId::Copies, json!({"planned": planned}), |run| {
             let mut copies = Vec::new();
             for (position, copy) in run.witnessed.copies.iter().enumerate() {
-                let text = format!(
-                    "Copy {:?} to the token with serial number {} with the vendor's tool.",
-                    draft.kek.label, copy.serial
-                );
-                run.console.tell(&text);
                 let question = format!("copy-{}", position + 1);
-                run.ask_until(&question, "type \"copied\" when that is done", |answer| {
-                    (answer == "copied").then_some(())
-                })?;
-                if run.options.kind == CeremonyKind::Rehearsal {
-                    rehearsal::copy_token(run.plan, &run.witnessed.serial, copy)?;
+                let restored = run.restored.take();
+                if restored.is_none() {
+                    run.copied(&draft.kek.label, copy, &question)?;
                 }
                 let needs_pin = copy.token.profile.login.user != UserKind::None;
                 let pin = needs_pin.then(|| run.pin(&format!("{question}-pin"))).transpose()?;
-                run.console.begin("open the proof blobs there");
+                let (errand, what) = match &restored {
+                    Some(_) => (Errand::Import, "put the KEK in there, and open the proof blobs"),
+                    None => (Errand::Prove, "open the proof blobs there"),
+                };
+                run.console.begin(what);
                 let KeyProof { serial, library, opened } =
- copies::send(Errand::Prove, run.options.plan, &copy.serial, draft, pin.as_ref())?;
+ copies::send(errand, run.options.plan, &copy.serial, draft, pin.as_ref(), restored.as_ref())?;
                 run.console.done(&format!("token {serial} opened {opened} proof blobs: it has this KEK"));
                 let data = json!({"check": "copy", "serial": serial, "library": library, "opened": opened});
                 run.write(StepId::Copies.name(), EventKind::Check, data)?;
                 copies.push(TokenCopy { serial, library });
+                run.restored = restored;
             }
+            // Wiped: every token that was to get the KEK has it.
+            run.restored = None;
             if copies.len() < ENOUGH && run.shares.is_none() {
                 run.console.tell(
                     "NO-RECOVERY: fewer than two copies of this KEK are proved. If its token is lost, every Secret in etcd and in its \
@@ -59,5 +60,16 @@ impl Run<'_> {
             };
             Ok((copies, json!({"proved": count, "recovery": recovery})))
         })
+    }
+
+    /// Waits until the administrator has copied the KEK; in a rehearsal the program plays the vendor's tool.
+    fn copied(&mut self, label: &str, copy: &CopyPlan, question: &str) -> Result<(), CeremonyError> {
+        let text = format!("Copy {label:?} to the token with serial number {} with the vendor's tool.", copy.serial);
+        self.console.tell(&text);
+        self.ask_until(question, "type \"copied\" when that is done", |answer| (answer == "copied").then_some(()))?;
+        if self.options.kind == CeremonyKind::Rehearsal {
+            rehearsal::copy_token(self.plan, &self.witnessed.serial, copy)?;
+        }
+        Ok(())
     }
 }

@@ -63,7 +63,7 @@ impl Run<'_> {
                 run.console.tell(&format!("The token with serial number {serial}:"));
                 let needs_pin = *user != UserKind::None;
                 let pin = needs_pin.then(|| run.pin(&format!("pin-{}", position + 1))).transpose()?;
-                let go = |errand| send::<Value>(errand, run.options.plan, serial, record, pin.as_ref());
+                let go = |errand| send::<Value>(errand, run.options.plan, serial, record, pin.as_ref(), None);
                 run.console.begin("prove the key, destroy it, look for it again");
                 let left = |found: Value| found.get("left").and_then(Value::as_u64);
                 // An interrupted run may have been here.

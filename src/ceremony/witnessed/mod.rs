@@ -23,6 +23,7 @@ use self::key::EarlierKeys;
 use super::console::Console;
 use super::copies::KeyProof;
 use super::evidence;
+use super::import::Restored;
 use super::output::{check_empty, write_new};
 use super::people::{Person, Role};
 use super::prove::{self, ReadBack};
@@ -78,6 +79,8 @@ struct Run<'a> {
     earlier: EarlierKeys,
     /// The shares that restore the KEK, if it came from outside.
     shares: Option<ShareSet>,
+    /// The KEK itself then, until each token has it.
+    restored: Option<Restored>,
 }
 
 /// Holds the ceremony of a plan that makes a KEK.
@@ -136,6 +139,7 @@ fn begin<'a>(
         present: Vec::new(),
         earlier: EarlierKeys::of(&events),
         shares: None,
+        restored: None,
     };
     if options.resume {
         let data = json!({"torn_bytes": torn, "tool": super::TOOL, "tool_sha256": tool_sha256});

@@ -39,7 +39,9 @@ impl Run<'_> {
             run.console.done("the shares restore the KEK");
             Ok((restored, json!({"restored": true})))
         })?;
-        self.put_in(login, keys, &restored)
+        self.put_in(login, keys, &restored)?;
+        self.restored = (!self.witnessed.copies.is_empty()).then_some(restored);
+        Ok(())
     }
 
     /// Each custodian alone: sees the share, writes it down, and types it from the paper.

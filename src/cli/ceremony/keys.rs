@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{failed, load, print, print_json, with_environment, witnessed_part};
 use crate::ceremony::preflight::{self, CheckOutcome};
-use crate::ceremony::{self, Console, ConsoleError, KeyProof, Plan, Sameness};
+use crate::ceremony::{self, Console, ConsoleError, CopyPlan, KeyProof, Plan, Sameness};
 use crate::cli::CliError;
 use crate::config::Token;
 use crate::exit::ExitCode;
@@ -37,6 +37,19 @@ pub(super) struct PreflightArgs {
 /// Prove that another token holds a copy of the KEK
 #[derive(Args, Debug)]
 pub(super) struct CloneCheckArgs {
+    #[command(flatten)]
+    common: Common,
+    /// Serial number of the token, as it stands in the plan under `copies`
+    #[arg(long, value_name = "SERIAL")]
+    copy: String,
+    /// A descriptor to read the KEK from, which is then put in; given by a ceremony
+    #[arg(long, hide = true, value_name = "NUMBER")]
+    value_descriptor: Option<i32>,
+}
+
+/// Put the KEK into another token, from its shares
+#[derive(Args, Debug)]
+pub(super) struct RestoreArgs {
     #[command(flatten)]
     common: Common,
     /// Serial number of the token, as it stands in the plan under `copies`
@@ -102,17 +115,51 @@ pub(super) fn preflight(args: &PreflightArgs) -> Result<ExitCode, CliError> {
 
 pub(super) fn clone_check(args: &CloneCheckArgs) -> Result<ExitCode, CliError> {
     let plan = load(&args.common.plan)?;
-    let witnessed = witnessed_part(&plan, "clone-check")?;
-    let copy = witnessed.copies.iter().find(|copy| copy.serial == args.copy).ok_or_else(|| {
-        let serials: Vec<_> = witnessed.copies.iter().map(|copy| copy.serial.as_str()).collect();
+    let copy = copy_of(&plan, "clone-check", &args.copy)?;
+    if let Some(descriptor) = args.value_descriptor {
+        with_environment(&copy.token.environment)?;
+        let (record, path) = record(&args.common, &plan)?;
+        let pin = pin(&args.common, &copy.token)?;
+        let proof = ceremony::import_copy(copy, &record, pin.as_ref(), descriptor).map_err(|error| failed(&error))?;
+        return show(&proof, &path, args.common.json);
+    }
+    verify(&args.common, &plan, &copy.token, Some(&copy.serial), Sameness::Copy)
+}
+
+/// The copy of the plan with this serial number.
+fn copy_of<'a>(plan: &'a Plan, command: &str, serial: &str) -> Result<&'a CopyPlan, CliError> {
+    let copies = &witnessed_part(plan, command)?.copies;
+    copies.iter().find(|copy| copy.serial == serial).ok_or_else(|| {
+        let serials: Vec<_> = copies.iter().map(|copy| copy.serial.as_str()).collect();
+        let hint = if serials.is_empty() {
+            "add it under copies".to_owned()
+        } else {
+            format!("one of: {}", serials.join(", "))
+        };
         CliError {
             code: ExitCode::BadUsage,
-            what: "the copy was not looked at".to_owned(),
-            why: format!("the plan has no copy with serial number {:?}", args.copy),
-            hint: format!("one of: {}", serials.join(", ")),
+            what: "the token was not looked at".to_owned(),
+            why: format!("the plan has no copy with serial number {serial:?}"),
+            hint,
         }
+    })
+}
+
+pub(super) fn restore(args: &RestoreArgs) -> Result<ExitCode, CliError> {
+    let plan = load(&args.common.plan)?;
+    let copy = copy_of(&plan, "restore", &args.copy)?;
+    if args.common.dry_run {
+        return show_calls(ceremony::RESTORE_CALLS, args.common.json);
+    }
+    with_environment(&copy.token.environment)?;
+    let (record, path) = record(&args.common, &plan)?;
+    let mut console = Console::new(None).map_err(|error| failed(&error.into()))?;
+    let pin = pin(&args.common, &copy.token)?;
+    let proof = ceremony::restore(copy, &record, pin.as_ref(), &mut console).map_err(|error| {
+        console.stopped();
+        CliError { what: "the KEK was not restored".to_owned(), ..failed(&error) }
     })?;
-    verify(&args.common, &plan, &copy.token, Some(&copy.serial), Sameness::Copy)
+    show(&proof, &path, args.common.json)
 }
 
 pub(super) fn verify_key(args: &VerifyKeyArgs) -> Result<ExitCode, CliError> {

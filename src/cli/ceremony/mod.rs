@@ -51,6 +51,8 @@ enum CeremonyCommand {
     VerifyRecord(verify::VerifyArgs),
     /// Prove that another token holds a copy of the KEK
     CloneCheck(keys::CloneCheckArgs),
+    /// Put the KEK into another token, from its shares
+    Restore(keys::RestoreArgs),
     /// Prove that the token holds the KEK of a record
     VerifyKey(keys::VerifyKeyArgs),
 }
@@ -68,6 +70,7 @@ pub(super) fn run(args: CeremonyArgs) -> Result<ExitCode, CliError> {
         CeremonyCommand::Sign(args) => sign::run(args),
         CeremonyCommand::VerifyRecord(args) => verify::run(&args),
         CeremonyCommand::CloneCheck(args) => keys::clone_check(&args),
+        CeremonyCommand::Restore(args) => keys::restore(&args),
         CeremonyCommand::VerifyKey(args) => keys::verify_key(&args),
     }
 }

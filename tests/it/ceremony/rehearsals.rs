@@ -85,7 +85,9 @@ fn only_a_rehearsal_of_this_plan_that_passed_lately_counts() {
         let time = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * days);
         let time = time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         forged(&format!("{days} days"), &move |events| {
-            events.iter_mut().for_each(|event| event["time"] = json!(time));
+            for event in events {
+                event["time"] = json!(time);
+            }
         })
     };
     assert!(site.refuses(Some(&aged(31))).why.contains("31 days ago, and counts for 30"));

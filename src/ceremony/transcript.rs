@@ -2,6 +2,7 @@
 
 mod chain;
 mod event;
+mod kind;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -10,6 +11,7 @@ use thiserror::Error;
 
 use self::chain::Chain;
 pub use self::event::{Event, EventKind, Problem};
+pub use self::kind::CeremonyKind;
 pub use self::writer::{Opening, Transcript, TranscriptError};
 use crate::record::Sha256Digest;
 

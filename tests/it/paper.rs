@@ -6,6 +6,7 @@ mod documents;
 mod print;
 
 use hsm_kms::attributes::AttributeName;
+use hsm_kms::ceremony::transcript::CeremonyKind;
 use hsm_kms::ceremony::{steps, words};
 
 use self::documents::{Ceremony, HOSTILE};
@@ -17,11 +18,11 @@ const STAMP: &str = "REHEARSAL";
 fn a_large_rehearsal_is_printed_whole() {
     let ceremony = Ceremony::large();
     for paper in Paper::ALL {
-        let script = Printed::new("large-script", &ceremony.script(Some(STAMP)), paper);
+        let script = Printed::new("large-script", &ceremony.script(CeremonyKind::Rehearsal), paper);
         script.is_tidy(8..=16);
         script.has_on_every_page(STAMP);
         has_what_a_script_has(&script, &ceremony);
-        let report = Printed::new("large-report", &ceremony.report(Some(STAMP)), paper);
+        let report = Printed::new("large-report", &ceremony.report(CeremonyKind::Rehearsal), paper);
         report.is_tidy(8..=18);
         report.has_on_every_page(STAMP);
         has_what_a_report_has(&report, &ceremony);
@@ -33,11 +34,11 @@ fn a_large_rehearsal_is_printed_whole() {
 fn a_small_ceremony_is_printed_whole() {
     let ceremony = Ceremony::small();
     for paper in Paper::ALL {
-        let script = Printed::new("small-script", &ceremony.script(None), paper);
+        let script = Printed::new("small-script", &ceremony.script(CeremonyKind::Production), paper);
         script.is_tidy(7..=13);
         script.lacks(STAMP);
         has_what_a_script_has(&script, &ceremony);
-        let report = Printed::new("small-report", &ceremony.report(None), paper);
+        let report = Printed::new("small-report", &ceremony.report(CeremonyKind::Production), paper);
         report.is_tidy(5..=10);
         report.lacks(STAMP);
         report.has(&["NO RECOVERY"]);
@@ -48,7 +49,7 @@ fn a_small_ceremony_is_printed_whole() {
 #[test]
 fn the_script_of_an_import_is_printed_whole() {
     let ceremony = Ceremony::import();
-    let script = Printed::new("import-script", &ceremony.script(None), Paper::A4);
+    let script = Printed::new("import-script", &ceremony.script(CeremonyKind::Production), Paper::A4);
     script.is_tidy(8..=16);
     has_what_a_script_has(&script, &ceremony);
 }
@@ -57,13 +58,13 @@ fn the_script_of_an_import_is_printed_whole() {
 fn a_report_shows_what_is_wrong() {
     // The small ceremony's plan does not permit what its token has.
     let ceremony = Ceremony::small();
-    assert!(ceremony.report(None).contains("YES, NOT PERMITTED"));
+    assert!(ceremony.report(CeremonyKind::Production).contains("YES, NOT PERMITTED"));
     // And one that is there in the plan only did not take part.
     let mut ceremony = Ceremony::large();
-    assert!(!ceremony.report(None).contains("NOT PERMITTED"));
-    assert!(ceremony.report(None).contains(">8-witness</span>; do"));
+    assert!(!ceremony.report(CeremonyKind::Production).contains("NOT PERMITTED"));
+    assert!(ceremony.report(CeremonyKind::Production).contains(">8-witness</span>; do"));
     ceremony.record.witnessed.as_mut().unwrap().people.pop();
-    let report = ceremony.report(None);
+    let report = ceremony.report(CeremonyKind::Production);
     assert!(report.contains(">7-custodian</span>; do"));
     assert!(report.contains("<b>no</b>"));
 }
@@ -71,7 +72,7 @@ fn a_report_shows_what_is_wrong() {
 #[test]
 fn a_report_of_two_keys_shows_both() {
     let ceremony = Ceremony::with_mac_key();
-    let report = Printed::new("two-keys", &ceremony.report(None), Paper::A4);
+    let report = Printed::new("two-keys", &ceremony.report(CeremonyKind::Production), Paper::A4);
     report.is_tidy(6..=11);
     report.has(&["Attributes of kek-2026-mac", "CKK_GENERIC_SECRET", "either"]);
     report.lacks("NOT PERMITTED");
@@ -81,7 +82,7 @@ fn a_report_of_two_keys_shows_both() {
 #[test]
 fn documents_reach_for_nothing_and_run_nothing() {
     for ceremony in [Ceremony::large(), Ceremony::small()] {
-        for html in [ceremony.script(Some("<script>")), ceremony.report(Some("<script>"))] {
+        for html in [ceremony.script(CeremonyKind::Rehearsal), ceremony.report(CeremonyKind::Rehearsal)] {
             for lacking in ["http:", "https:", "src=", "href=", "<script", "@import", "url(", "<link", "<img", HOSTILE]
             {
                 assert!(!html.contains(lacking), "{lacking}");
@@ -93,7 +94,7 @@ fn documents_reach_for_nothing_and_run_nothing() {
 
 #[test]
 fn a_page_that_is_not_tidy_is_found() {
-    let good = Ceremony::small().script(None);
+    let good = Ceremony::small().script(CeremonyKind::Production);
     for (number, (style, why)) in [
         (
             "dd { white-space: nowrap } dd::after { content: 'mmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmmm' }",

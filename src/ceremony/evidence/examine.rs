@@ -9,7 +9,7 @@ use super::signature::{allowed_signers, principal, verifies};
 use super::{
     EvidenceError, PLAN_FILE, RECORD_FILE, SIGNATURES, SIGNERS_FILE, STATEMENT_FILE, SUMS_FILE, Statement, sha256,
 };
-use crate::ceremony::transcript::{self, Event, EventKind, TRANSCRIPT_FILE};
+use crate::ceremony::transcript::{self, CeremonyKind, Event, EventKind, TRANSCRIPT_FILE};
 use crate::ceremony::{Person, Role};
 use crate::record::{KekRecord, Kind, Origin, Participant, Recovery, Sha256Digest, Witnessed};
 
@@ -68,15 +68,22 @@ pub(super) fn examine(bundle: &Bundle) -> (Report, Option<Signable>) {
         ))
     };
 
-    report.add("record as closed", all().and_then(|(_, events, record)| closed(events, record)));
-    report.add("record and plan", all().and_then(|(plan, _, record)| as_planned(plan, record)));
-    let people = report.add("people", all().and_then(|(plan, events, record)| took_part(plan, events, record)));
-    report.add("copies", all().and_then(|(plan, events, record)| copies(plan, events, record)));
-    report.add("exceptions", all().and_then(|(_, events, record)| exceptions(events, record)));
+    let is_destruction = plan.as_ref().is_some_and(|plan| plan.destroys.is_some());
+    let people = if is_destruction {
+        report.add("record as destroyed", all().and_then(|(plan, events, record)| destroyed(plan, events, record)));
+        report.add("tokens", all().and_then(|(plan, events, _)| gone(plan, events)));
+        report.add("people", all().and_then(|(plan, events, _)| signed_in(plan, events)))
+    } else {
+        report.add("record as closed", all().and_then(|(_, events, record)| closed(events, record)));
+        report.add("record and plan", all().and_then(|(plan, _, record)| as_planned(plan, record)));
+        report.add("copies", all().and_then(|(plan, events, record)| copies(plan, events, record)));
+        report.add("exceptions", all().and_then(|(_, events, record)| exceptions(events, record)));
+        report.add("people", all().and_then(|(plan, events, record)| took_part(plan, events, record)))
+    };
     let statement = all().and_then(|(plan, events, record)| {
-        let head = events.last().map_or(Sha256Digest([0; 32]), |event| event.hash);
         let Record { content: record, digest: record_sha256, .. } = record;
-        let expected = Statement { record, record_sha256: *record_sha256, plan_sha256: plan.digest, head }.to_string();
+        let statement = Statement { record, record_sha256: *record_sha256, plan_sha256: plan.digest, events };
+        let expected = statement.to_string();
         as_derived(file(STATEMENT_FILE)?, expected)
     });
     let statement = report.add(STATEMENT_FILE, statement);
@@ -117,12 +124,56 @@ fn read_record(bytes: &[u8]) -> Found<Record> {
     Ok((Record { content: record, witnessed, digest: sha256(bytes) }, found))
 }
 
-/// The record is the one that the transcript ends with, of the ceremony that it begins with.
-fn closed(events: &[Event], record: &Record) -> Found<()> {
-    let says = |event: Option<&Event>, name: &str, value: &str| match event.and_then(|event| event.data.get(name)) {
+/// The transcript's event says this.
+fn says(event: Option<&Event>, name: &str, value: &str) -> Result<(), String> {
+    match event.and_then(|event| event.data.get(name)) {
         Some(found) if found == value => Ok(()),
         _ => Err(format!("the transcript's {name} is not {value}")),
+    }
+}
+
+/// The record is the one that the plan destroys and the transcript ends with.
+fn destroyed(plan: &LockedPlan, events: &[Event], record: &Record) -> Found<()> {
+    says(events.last(), "record_sha256", &record.digest.to_string())?;
+    says(events.first(), "kind", CeremonyKind::Destruction.word())?;
+    if plan.destroys != Some(record.digest) {
+        return Err("the plan destroys the KEK of another record".to_owned());
+    }
+    if record.content.cluster != plan.cluster || record.content.token.serial != plan.serial {
+        return Err("it is of another cluster or token than the plan".to_owned());
+    }
+    Ok(((), format!("KEK {:?}, made {}", record.content.kek.label, record.content.ceremony.time)))
+}
+
+/// No token of the plan has the KEK any more.
+fn gone(plan: &LockedPlan, events: &[Event]) -> Found<()> {
+    let tokens = std::iter::once(&plan.serial).chain(&plan.copies);
+    let is_gone = |serial: &String| {
+        events.iter().any(|event| {
+            let is = |name, value: serde_json::Value| event.data.get(name) == Some(&value);
+            event.kind == EventKind::Check
+                && event.step == "destroy"
+                && is("check", "gone".into())
+                && is("serial", serial.as_str().into())
+                && is("left", 0.into())
+        })
     };
+    match tokens.clone().find(|serial| !is_gone(serial)) {
+        Some(serial) => Err(format!("the transcript does not say that it is gone from token {serial:?}")),
+        None => Ok(((), format!("gone from {}", tokens.count()))),
+    }
+}
+
+/// The people of a destruction: who signed in by the transcript, enough of them, in the plan's order.
+fn signed_in(plan: &LockedPlan, events: &[Event]) -> Found<Vec<Person>> {
+    let last = events.iter().rev().find(|event| event.step == "people" && event.kind == EventKind::Result);
+    let present: Option<Vec<Participant>> =
+        last.and_then(|event| serde_json::from_value(event.data.get("present")?.clone()).ok());
+    present_people(plan, &present.unwrap_or_default())
+}
+
+/// The record is the one that the transcript ends with, of the ceremony that it begins with.
+fn closed(events: &[Event], record: &Record) -> Found<()> {
     says(events.last(), "record_sha256", &record.digest.to_string())?;
     says(events.first(), "ceremony_id", &record.content.ceremony.id.to_string())?;
     says(events.first(), "kind", record.content.kind.word())?;
@@ -157,15 +208,20 @@ fn as_planned(plan: &LockedPlan, record: &Record) -> Found<()> {
 /// Who took part: people of the plan in its order, who signed in by the transcript, and enough of them.
 fn took_part(plan: &LockedPlan, events: &[Event], record: &Record) -> Found<Vec<Person>> {
     let named = &record.witnessed.people;
-    let is_named = |person: &Person| named.iter().any(|other| is_person(other, person));
-    let there: Vec<_> = plan.people.all().iter().filter(|person| is_named(person)).cloned().collect();
-    if there.len() != named.len() || !there.iter().zip(named).all(|(person, named)| is_person(named, person)) {
-        return Err("the record names others than the plan, or in another order".to_owned());
-    }
     let signed_in = events.iter().rev().find(|event| event.step == "people" && event.kind == EventKind::Result);
     let present = signed_in.and_then(|event| event.data.get("present"));
     if present != serde_json::to_value(named).ok().as_ref() {
         return Err("the transcript says that others signed in than the record names".to_owned());
+    }
+    present_people(plan, named)
+}
+
+/// These people, if they are of the plan, in its order, and enough.
+fn present_people(plan: &LockedPlan, named: &[Participant]) -> Found<Vec<Person>> {
+    let is_named = |person: &Person| named.iter().any(|other| is_person(other, person));
+    let there: Vec<_> = plan.people.all().iter().filter(|person| is_named(person)).cloned().collect();
+    if there.len() != named.len() || !there.iter().zip(named).all(|(person, named)| is_person(named, person)) {
+        return Err("they are others than in the plan, or in another order".to_owned());
     }
     plan.people.judge(is_named)?;
     let count = |role| there.iter().filter(|person| person.role == role).count();

@@ -21,6 +21,8 @@ pub(super) struct LockedPlan {
     pub(super) copies: Vec<String>,
     pub(super) previous: Option<Sha256Digest>,
     pub(super) is_import: bool,
+    /// SHA-256 of the record of the KEK that it destroys.
+    pub(super) destroys: Option<Sha256Digest>,
 }
 
 impl LockedPlan {
@@ -32,7 +34,7 @@ impl LockedPlan {
             return Err("it is not in canonical form (RFC 8785)".to_owned());
         }
         let file: File = strict::json(bytes, 1).map_err(|fault| fault.to_string())?;
-        let File { kind: Kind::Production, cluster, serial, people, copies, previous, import, .. } = file;
+        let File { kind: Kind::Production, cluster, serial, people, copies, previous, import, destroys, .. } = file;
         Ok(Self {
             digest: sha256(bytes),
             cluster,
@@ -41,6 +43,7 @@ impl LockedPlan {
             copies: copies.into_iter().map(|copy| copy.serial).collect(),
             previous,
             is_import: import.is_some(),
+            destroys,
         })
     }
 }
@@ -65,6 +68,7 @@ struct File {
     copies: Vec<Copy>,
     previous: Option<Sha256Digest>,
     import: Option<IgnoredAny>,
+    destroys: Option<Sha256Digest>,
     #[serde(rename = "output")]
     _output: IgnoredAny,
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::sha256;
+use crate::ceremony::transcript::Event;
 use crate::ceremony::words;
 use crate::record::{KekRecord, Sha256Digest};
 
@@ -15,20 +16,22 @@ pub struct Statement<'a> {
     pub record_sha256: Sha256Digest,
     /// SHA-256 of `plan.lock.json`.
     pub plan_sha256: Sha256Digest,
-    /// Hash of the transcript's last event.
-    pub head: Sha256Digest,
+    /// All events of the transcript.
+    pub events: &'a [Event],
 }
 
 impl<'a> Statement<'a> {
     /// The statement about a record, given as it was read and as bytes.
-    pub fn new(record: &'a KekRecord, bytes: &[u8], plan_sha256: Sha256Digest, head: Sha256Digest) -> Self {
-        Self { record, record_sha256: sha256(bytes), plan_sha256, head }
+    pub fn new(record: &'a KekRecord, bytes: &[u8], plan_sha256: Sha256Digest, events: &'a [Event]) -> Self {
+        Self { record, record_sha256: sha256(bytes), plan_sha256, events }
     }
 }
 
 impl fmt::Display for Statement<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { record, record_sha256, plan_sha256, head } = self;
+        let Self { record, record_sha256, plan_sha256, events } = self;
+        let opened = |name| events.first().and_then(|event| event.data.get(name)?.as_str()).unwrap_or_default();
+        let head = events.last().map_or(Sha256Digest([0; 32]), |event| event.hash);
         write!(
             formatter,
             "hsm-kms ceremony: what the undersigned took part in\n\
@@ -39,10 +42,10 @@ impl fmt::Display for Statement<'_> {
              record: {record_sha256}\n\
              transcript: {head}\n\
              words: {}\n",
-            record.kind.word(),
+            opened("kind"),
             record.cluster.as_str(),
-            record.ceremony.id,
-            words(head),
+            opened("ceremony_id"),
+            words(&head),
         )
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use askama::filters::HtmlSafe;
 
+use super::super::transcript::CeremonyKind;
 use super::super::{Plan, WitnessedPlan, words};
 use crate::record::{CkaId, Sha256Digest};
 
@@ -13,10 +14,8 @@ pub(super) struct Frame<'a> {
     pub(super) title: &'static str,
     /// The cluster that the KEK is for.
     pub(super) cluster: &'a str,
-    /// What kind of ceremony.
-    pub(super) kind: String,
-    /// In the margin of every page.
-    pub(super) stamp: Option<&'a str>,
+    /// What it is held for.
+    pub(super) kind: CeremonyKind,
     /// Digest of the plan.
     pub(super) plan: Hex,
     /// The first digits of it, at the foot of every page.
@@ -26,22 +25,28 @@ pub(super) struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    pub(super) fn new(
-        title: &'static str,
-        plan: &'a Plan,
-        witnessed: &WitnessedPlan,
-        kind: String,
-        stamp: Option<&'a str>,
-    ) -> Self {
+    pub(super) fn new(title: &'static str, plan: &'a Plan, witnessed: &WitnessedPlan, kind: CeremonyKind) -> Self {
         let digest = witnessed.lock.digest;
         Self {
             title,
             cluster: plan.cluster.as_str(),
             kind,
-            stamp,
             plan: Hex::of(digest),
             plan_begin: digest.to_string().chars().take(8).collect(),
             plan_words: split_words(&digest),
+        }
+    }
+}
+
+impl Frame<'_> {
+    /// What must not be overlooked, for the first page.
+    pub(super) fn notice(&self) -> &'static str {
+        match self.kind {
+            CeremonyKind::Production => "",
+            CeremonyKind::Rehearsal => "No key of this ceremony may protect a cluster: its token is thrown away.",
+            CeremonyKind::Destruction => {
+                "This ceremony makes no key. What the key below has sealed, nothing opens afterwards."
+            }
         }
     }
 }

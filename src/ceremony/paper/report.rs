@@ -2,11 +2,12 @@
 
 use askama::Template;
 
+use super::super::transcript::CeremonyKind;
 use super::super::{Person, Plan, Refusal, WitnessedPlan, steps};
 use super::attributes::{KeyOnPaper, keys};
 use super::frame::{Frame, Hex, origin, split_words};
 use super::html;
-use crate::record::{KekRecord, Kind, Recovery, Sha256Digest, TokenCopy, UtcTime};
+use crate::record::{KekRecord, Participant, Recovery, Sha256Digest, TokenCopy, UtcTime};
 
 /// What a report is made from.
 #[derive(Clone, Copy, Debug)]
@@ -31,8 +32,10 @@ pub struct Report<'a> {
     pub exceptions: &'a [String],
     /// Numbers of the bags that the evidence lies in.
     pub bags: &'a [String],
-    /// In the margin of every page, such as `REHEARSAL`.
-    pub stamp: Option<&'a str>,
+    /// Who took part.
+    pub people: &'a [Participant],
+    /// What it was held for.
+    pub kind: CeremonyKind,
 }
 
 /// An event of the transcript, as it is printed.
@@ -52,19 +55,15 @@ pub struct ReportEvent {
 
 /// The report of a ceremony.
 pub fn report(report: Report<'_>) -> String {
-    let Report { plan, witnessed, record, stamp, .. } = report;
-    let kind = match record.kind {
-        Kind::Production => "production",
-        Kind::Rehearsal => "rehearsal",
-        Kind::Trial => "trial",
-    };
+    let Report { plan, witnessed, record, kind, .. } = report;
     let copies = record.witnessed.as_ref().map_or(&[][..], |witnessed| &witnessed.copies);
-    let people = attendance(witnessed, record);
+    let people = attendance(witnessed, report.people);
     html(&Document {
-        frame: Frame::new("Key ceremony report", plan, witnessed, kind.to_owned(), stamp),
+        frame: Frame::new("Key ceremony report", plan, witnessed, kind),
         report,
         witnessed,
         key_id: record.key_id(1).to_string(),
+        makes: kind != CeremonyKind::Destruction,
         recovery: match record.recovery {
             Recovery::None => "NONE".to_owned(),
             Recovery::Shares => "shares".to_owned(),
@@ -87,6 +86,8 @@ struct Document<'a> {
     report: Report<'a>,
     witnessed: &'a WitnessedPlan,
     key_id: String,
+    /// Whether a key was made, or one destroyed.
+    makes: bool,
     recovery: String,
     origin: String,
     transcript_words: Vec<String>,
@@ -113,9 +114,8 @@ struct StepResult {
     result: String,
 }
 
-/// The people of the plan; those who took part stand in the record.
-fn attendance<'a>(witnessed: &'a WitnessedPlan, record: &KekRecord) -> Vec<Attendance<'a>> {
-    let there = record.witnessed.as_ref().map_or(&[][..], |witnessed| &witnessed.people);
+/// The people of the plan, and whether they took part.
+fn attendance<'a>(witnessed: &'a WitnessedPlan, there: &[Participant]) -> Vec<Attendance<'a>> {
     let people = witnessed.people.all().iter().zip(1..);
     let people = people.map(|(person, number): (_, usize)| Attendance {
         person,

@@ -3,19 +3,18 @@
 use askama::Template;
 
 use super::super::steps::{Act, Note, Owner, Step, StepId, steps};
+use super::super::transcript::CeremonyKind;
 use super::super::{Person, Plan, TOOL, WitnessedPlan};
 use super::frame::{Frame, Hex, origin};
 use super::html;
 use crate::record::Role;
 
-/// The script of a plan, to be printed before the ceremony and filled in by hand. With a stamp, every page has it.
-pub fn script(plan: &Plan, witnessed: &WitnessedPlan, stamp: Option<&str>) -> String {
-    // What is printed with a stamp is not for production.
-    let kind = stamp.map_or_else(|| "production".to_owned(), str::to_lowercase);
+/// The script of a plan, to be printed before the ceremony and filled in by hand.
+pub fn script(plan: &Plan, witnessed: &WitnessedPlan, kind: CeremonyKind) -> String {
     let acts = acts(witnessed);
     let all = || acts.iter().flat_map(|act| &act.steps);
     html(&Script {
-        frame: Frame::new("Key ceremony script", plan, witnessed, kind, stamp),
+        frame: Frame::new("Key ceremony script", plan, witnessed, kind),
         plan,
         witnessed,
         origin: origin(witnessed),

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::{Event, EventKind, MAX_DEPTH, MAX_LINE_BYTES, Problem};
+use super::{CeremonyKind, Event, EventKind, MAX_DEPTH, MAX_LINE_BYTES, Problem};
 use crate::record::{CeremonyId, Sha256Digest};
 
 /// Where a transcript stands after some events.
@@ -101,7 +101,7 @@ impl Chain {
         match event.kind {
             EventKind::Opened => {
                 text::<CeremonyId>(&event.data, "ceremony_id")?;
-                text::<Kind>(&event.data, "kind")?;
+                text::<CeremonyKind>(&event.data, "kind")?;
                 text::<String>(&event.data, "tool")?;
                 if text::<Sha256Digest>(&event.data, "plan_sha256")? != self.plan {
                     return Err(Problem::Plan);
@@ -162,16 +162,6 @@ pub(super) fn check_values(value: &Value, depth: usize) -> Result<(), Problem> {
             values.values().try_for_each(|value| check_values(value, depth))
         }
         Value::Null | Value::Bool(_) | Value::String(_) => Ok(()),
-    }
-}
-
-/// What `opened` says of the ceremony: whether it made a KEK for a real cluster.
-struct Kind;
-
-impl FromStr for Kind {
-    type Err = ();
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        matches!(text, "production" | "rehearsal").then_some(Self).ok_or(())
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::record::{CeremonyId, Kind};
+use crate::record::CeremonyId;
 
 const PLAN: Sha256Digest = Sha256Digest([1; 32]);
 
@@ -20,7 +20,7 @@ fn object(value: Value) -> Map<String, Value> {
 fn opening() -> Opening {
     Opening {
         ceremony_id: CeremonyId::new([3; 16]),
-        kind: Kind::Production,
+        kind: CeremonyKind::Production,
         plan_sha256: PLAN,
         tool: "hsm-kms 0.1.0".to_owned(),
         tool_sha256: Sha256Digest([2; 32]),
@@ -106,15 +106,6 @@ fn an_event_that_may_not_come_next_is_not_written() {
     transcript.append("import", EventKind::Result, Map::new()).unwrap();
     close(&mut transcript);
     transcript.append("copies", EventKind::Check, Map::new()).unwrap_err();
-}
-
-#[test]
-fn a_trial_has_no_transcript() {
-    let folder = tempfile::tempdir().unwrap();
-    let trial = Opening { kind: Kind::Trial, ..opening() };
-    let error = Transcript::create(folder.path(), &trial).unwrap_err();
-    assert!(matches!(error, TranscriptError::Refused { problem: Problem::Data("kind"), .. }), "{error}");
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]

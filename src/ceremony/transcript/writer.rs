@@ -11,8 +11,10 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::chain::{Chain, canonical, check_values};
-use super::{Event, EventKind, MAX_DEPTH, MAX_TRANSCRIPT_BYTES, Problem, TRANSCRIPT_FILE, TranscriptFault, read};
-use crate::record::{CeremonyId, Kind, Sha256Digest, UtcTime};
+use super::{
+    CeremonyKind, Event, EventKind, MAX_DEPTH, MAX_TRANSCRIPT_BYTES, Problem, TRANSCRIPT_FILE, TranscriptFault, read,
+};
+use crate::record::{CeremonyId, Sha256Digest, UtcTime};
 
 /// A transcript that is being written, by this process and no other.
 #[derive(Debug)]
@@ -248,8 +250,8 @@ impl Transcript {
 pub struct Opening {
     /// Random name of the ceremony.
     pub ceremony_id: CeremonyId,
-    /// Production or rehearsal; a trial has no transcript.
-    pub kind: Kind,
+    /// What it is held for.
+    pub kind: CeremonyKind,
     /// SHA-256 of `plan.lock.json`.
     pub plan_sha256: Sha256Digest,
     /// Program and version.

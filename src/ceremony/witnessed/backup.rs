@@ -7,9 +7,9 @@ use crate::ceremony::CeremonyError;
 use crate::ceremony::copies::{self, Errand};
 use crate::ceremony::rehearsal;
 use crate::ceremony::steps::StepId;
-use crate::ceremony::transcript::EventKind;
+use crate::ceremony::transcript::{CeremonyKind, EventKind};
 use crate::profile::UserKind;
-use crate::record::{KekRecord, Kind, Recovery, TokenCopy};
+use crate::record::{KekRecord, Recovery, TokenCopy};
 
 /// Copies from which a KEK counts as one that outlives its token.
 const ENOUGH: usize = 2;
@@ -29,7 +29,7 @@ impl Run<'_> {
                 run.ask_until(&question, "type \"copied\" when that is done", |answer| {
                     (answer == "copied").then_some(())
                 })?;
-                if run.options.kind == Kind::Rehearsal {
+                if run.options.kind == CeremonyKind::Rehearsal {
                     rehearsal::copy_token(run.plan, &run.witnessed.serial, copy)?;
                 }
                 let needs_pin = copy.token.profile.login.user != UserKind::None;

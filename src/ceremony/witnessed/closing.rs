@@ -7,9 +7,9 @@ use crate::ceremony::evidence::{self, Statement};
 use crate::ceremony::output::{RECORD_FILE, write_new};
 use crate::ceremony::site::Site;
 use crate::ceremony::steps::StepId;
-use crate::ceremony::transcript::{self, EventKind};
+use crate::ceremony::transcript::{self, CeremonyKind, Event, EventKind};
 use crate::ceremony::{CeremonyError, Plan, WitnessedPlan, paper, words};
-use crate::record::{KekRecord, Kind, Sha256Digest};
+use crate::record::{KekRecord, Sha256Digest};
 
 impl Run<'_> {
     pub(super) fn close(&mut self, site: &Site, proved: Proved) -> Result<Closed, CeremonyError> {
@@ -84,15 +84,16 @@ pub(super) fn finish(plan: &Plan, witnessed: &WitnessedPlan) -> Result<Closed, C
     let bytes = std::fs::read(&record_path).map_err(system)?;
     let record = KekRecord::read(&record_path)?;
     let head = events.last().map_or(Sha256Digest([0; 32]), |event| event.hash);
+    let kind = kind_of(&events)?;
     if directory.join(evidence::SUMS_FILE).exists() {
-        return Ok(Closed { record, directory: directory.clone(), head });
+        return Ok(Closed { record, directory: directory.clone(), head, kind });
     }
-    let statement = Statement::new(&record, &bytes, plan_sha256, head).to_string();
+    let statement = Statement::new(&record, &bytes, plan_sha256, &events).to_string();
     for (name, text) in [
         (evidence::STATEMENT_FILE, statement),
         (evidence::SIGNERS_FILE, evidence::allowed_signers(&witnessed.people)),
-        ("script.html", paper::script(plan, witnessed, stamp(record.kind))),
-        ("report.html", report::of(plan, witnessed, &record, &bytes, &events)),
+        ("script.html", paper::script(plan, witnessed, kind)),
+        ("report.html", report::of(plan, witnessed, kind, &record, &bytes, &events)?),
     ] {
         // An interrupted run may have left a part of it.
         let path = directory.join(name);
@@ -104,10 +105,11 @@ pub(super) fn finish(plan: &Plan, witnessed: &WitnessedPlan) -> Result<Closed, C
         write_new(&path, text.as_bytes())?;
     }
     evidence::write_sums(directory)?;
-    Ok(Closed { record, directory: directory.clone(), head })
+    Ok(Closed { record, directory: directory.clone(), head, kind })
 }
 
-/// What stands on every page that is printed.
-pub(super) fn stamp(kind: Kind) -> Option<&'static str> {
-    (kind == Kind::Rehearsal).then_some("REHEARSAL")
+/// What the ceremony of these events was held for.
+fn kind_of(events: &[Event]) -> Result<CeremonyKind, CeremonyError> {
+    let kind = events.first().and_then(|event| event.data.get("kind")?.as_str()?.parse().ok());
+    kind.ok_or(CeremonyError::Proof("the transcript does not say what it was for"))
 }

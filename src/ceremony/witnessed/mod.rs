@@ -28,7 +28,7 @@ use super::people::{Person, Role};
 use super::prove::{self, ReadBack};
 use super::site::Site;
 use super::steps::{Owner, Step, StepId, steps};
-use super::transcript::{Event, EventKind, Opening, Transcript, TranscriptError};
+use super::transcript::{CeremonyKind, Event, EventKind, Opening, Transcript, TranscriptError};
 use super::{CeremonyError, Plan, WitnessedPlan, without_core_dumps};
 use crate::attributes::Attributes;
 use crate::record::{
@@ -37,8 +37,8 @@ use crate::record::{
 
 /// How a ceremony is run.
 pub struct Options<'a> {
-    /// Production, or a rehearsal on a throw-away token.
-    pub kind: Kind,
+    /// What it is held for.
+    pub kind: CeremonyKind,
     /// The plan's file: copies are proved in processes of their own, which read it again.
     pub plan: &'a Path,
     /// Go on with one that was interrupted.
@@ -57,6 +57,8 @@ pub struct Closed {
     pub directory: PathBuf,
     /// Hash of the last event.
     pub head: Sha256Digest,
+    /// What it was held for.
+    pub kind: CeremonyKind,
 }
 
 /// A ceremony that is being held.
@@ -139,7 +141,7 @@ fn begin<'a>(
         let data = json!({"torn_bytes": torn, "tool": super::TOOL, "tool_sha256": tool_sha256});
         run.write("resumed", EventKind::Resumed, data)?;
     }
-    if run.console.is_answered_from_file() && options.kind == Kind::Production {
+    if run.console.is_answered_from_file() && options.kind != CeremonyKind::Rehearsal {
         let reason = "they come from a file, not from people";
         run.used.push(format!("answers: {reason}"));
         run.write("people", EventKind::Exception, json!({"check": "answers", "reason": reason}))?;
@@ -217,7 +219,7 @@ impl Run<'_> {
             previous_record_sha256: self.witnessed.previous,
         };
         Ok(KekRecord::new(
-            self.options.kind,
+            if self.options.kind == CeremonyKind::Rehearsal { Kind::Rehearsal } else { Kind::Production },
             Ceremony { id: self.id, time: UtcTime::now(), tool: super::TOOL.to_owned() },
             self.plan.cluster.clone(),
             self.plan.token.profile.full_name(),
@@ -261,7 +263,7 @@ impl Run<'_> {
         let total = self.steps.len();
         let Some((number, step)) = self.steps.iter().enumerate().find(|(_, step)| step.id == id) else { return Ok(()) };
         let who = self.owner(step.owner);
-        let stamp = if self.options.kind == Kind::Rehearsal { "REHEARSAL, " } else { "" };
+        let stamp = self.options.kind.stamp().map(|stamp| format!("{stamp}, ")).unwrap_or_default();
         let title = format!("{stamp}{} of {total}: {}", number + 1, step.title);
         let minutes = format!("{} min", step.minutes);
         let lines = [("Who", who.as_str()), ("What", step.what), ("Why", step.why)];

@@ -7,10 +7,10 @@ use crate::ceremony::CeremonyError;
 use crate::ceremony::preflight::{self, CheckOutcome};
 use crate::ceremony::site::Site;
 use crate::ceremony::steps::StepId;
-use crate::ceremony::transcript::EventKind;
+use crate::ceremony::transcript::{CeremonyKind, EventKind};
 use crate::ceremony::words;
 use crate::ceremony::{evidence, rehearsal};
-use crate::record::{KekRecord, Kind, UtcTime};
+use crate::record::{KekRecord, UtcTime};
 
 /// How often a question is asked again when the answer has a typing error. A PIN is asked for once.
 const TRIES: usize = 3;
@@ -108,7 +108,7 @@ impl Run<'_> {
             run.console.begin("load the module, find the token, look at both and at the machine");
             let site = Site::open(&run.plan.token, Some(&run.witnessed.serial))?;
             let mut checks = preflight::run(run.plan, run.witnessed, &site)?;
-            if run.options.kind == Kind::Production && run.witnessed.destroys.is_none() {
+            if run.options.kind == CeremonyKind::Production {
                 checks.push(rehearsal::check(run.options.rehearsal, run.witnessed));
             }
             checks.extend(run.previous()?);

@@ -3,37 +3,58 @@
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::closing::stamp;
 use crate::ceremony::paper::{self, Report, ReportEvent};
-use crate::ceremony::transcript::{Event, EventKind};
-use crate::ceremony::{Plan, Refusal, WitnessedPlan};
-use crate::record::{KekRecord, Sha256Digest};
+use crate::ceremony::transcript::{CeremonyKind, Event, EventKind};
+use crate::ceremony::{CeremonyError, Plan, Refusal, WitnessedPlan};
+use crate::record::{KekRecord, Participant, Sha256Digest};
 
 /// The report of a closed ceremony; `bytes`: the record's file.
-pub(super) fn of(plan: &Plan, witnessed: &WitnessedPlan, record: &KekRecord, bytes: &[u8], events: &[Event]) -> String {
+pub(super) fn of(
+    plan: &Plan,
+    witnessed: &WitnessedPlan,
+    kind: CeremonyKind,
+    record: &KekRecord,
+    bytes: &[u8],
+    events: &[Event],
+) -> Result<String, CeremonyError> {
     let printed: Vec<_> = events.iter().map(printed).collect();
-    let last = events.last();
-    // What an interrupted run tried, the next one tried again.
-    let refusals = events.iter().rev().find_map(|event| list::<Refusal>(event, "refusals")).unwrap_or_default();
-    let bags = last.and_then(|event| list::<String>(event, "bags")).unwrap_or_default();
-    let program = events.iter().rev().find_map(|event| event.data.get("tool_sha256")?.as_str()?.parse().ok());
-    paper::report(Report {
+    // What an interrupted run did, the next one did again.
+    let latest = |name: &'static str| events.iter().rev().find_map(move |event| event.data.get(name));
+    let missing = CeremonyError::Proof("the transcript lacks what its report is made from");
+    let program = latest("tool_sha256").and_then(|digest| digest.as_str()?.parse().ok());
+    let (Some(last), Some(program_sha256)) = (events.last(), program) else { return Err(missing) };
+    let refusals: Vec<Refusal> = list(latest("refusals"));
+    let bags: Vec<String> = list(latest("bags"));
+    let people: Vec<Participant> = list(latest("present"));
+    let exceptions = match kind {
+        CeremonyKind::Destruction => events.iter().filter_map(exception).collect(),
+        _ => record.witnessed.as_ref().map(|witnessed| witnessed.exceptions.clone()).unwrap_or_default(),
+    };
+    Ok(paper::report(Report {
         plan,
         witnessed,
         record,
         record_sha256: Sha256Digest(Sha256::digest(bytes).into()),
-        program_sha256: program.unwrap_or(Sha256Digest([0; 32])),
-        transcript_head: last.map_or(Sha256Digest([0; 32]), |event| event.hash),
+        program_sha256,
+        transcript_head: last.hash,
         events: &printed,
         refusals: &refusals,
-        exceptions: record.witnessed.as_ref().map_or(&[][..], |witnessed| &witnessed.exceptions),
+        exceptions: &exceptions,
         bags: &bags,
-        stamp: stamp(record.kind),
-    })
+        people: &people,
+        kind,
+    }))
 }
 
-fn list<T: serde::de::DeserializeOwned>(event: &Event, name: &str) -> Option<Vec<T>> {
-    serde_json::from_value(event.data.get(name)?.clone()).ok()
+/// An exception in words: a destruction writes no record that could list it.
+fn exception(event: &Event) -> Option<String> {
+    let text = |name| event.data.get(name).and_then(Value::as_str);
+    let decided = text("decided_by").map(|name| format!(" (decided by {name})")).unwrap_or_default();
+    (event.kind == EventKind::Exception).then(|| Some(format!("{}: {}{decided}", text("check")?, text("reason")?)))?
+}
+
+fn list<T: serde::de::DeserializeOwned>(value: Option<&Value>) -> Vec<T> {
+    value.and_then(|value| serde_json::from_value(value.clone()).ok()).unwrap_or_default()
 }
 
 fn printed(event: &Event) -> ReportEvent {

@@ -9,6 +9,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::json;
 
 use super::{load, print, print_json, witnessed_part};
+use crate::ceremony::transcript::CeremonyKind;
 use crate::ceremony::{Plan, WitnessedPlan, paper, steps, words};
 use crate::cli::CliError;
 use crate::exit::ExitCode;
@@ -64,7 +65,12 @@ pub(super) fn run(command: PlanCommand) -> Result<ExitCode, CliError> {
         PlanCommand::Render { file, out, rehearsal } => {
             let plan = load(&file)?;
             let witnessed = witnessed_part(&plan, "plan render")?;
-            write(&out, &paper::script(&plan, witnessed, rehearsal.then_some("REHEARSAL")))?;
+            let kind = match (witnessed.destroys, rehearsal) {
+                (Some(_), _) => CeremonyKind::Destruction,
+                (None, true) => CeremonyKind::Rehearsal,
+                (None, false) => CeremonyKind::Production,
+            };
+            write(&out, &paper::script(&plan, witnessed, kind))?;
             print(&format!("{} is written: open it in a browser, and print a copy for each person\n", out.display()))?;
         }
     }

@@ -6,10 +6,11 @@ use std::process::Command;
 use clap::Args;
 
 use super::{failed, load, print, print_json, trial, unusable, with_environment, witnessed_part};
+use crate::ceremony::transcript::CeremonyKind;
 use crate::ceremony::{self, Answers, Closed, Console, Options, PIN_HALVES, Plan, Stage, WitnessedPlan};
 use crate::cli::CliError;
 use crate::exit::ExitCode;
-use crate::record::{Kind, Recovery};
+use crate::record::Recovery;
 
 /// Hold the ceremony of a plan
 #[derive(Args, Debug)]
@@ -111,8 +112,8 @@ fn hold(args: &RunArgs, previous: Option<&Path>) -> Result<ExitCode, CliError> {
         witnessed.lock = witnessed_part(&load(rehearsed)?, "rehearse")?.lock.clone();
     }
     let witnessed = witnessed_part(&plan, "run")?;
-    let kind = if args.rehearses.is_some() { Kind::Rehearsal } else { Kind::Production };
-    if kind == Kind::Production {
+    let kind = if args.rehearses.is_some() { CeremonyKind::Rehearsal } else { CeremonyKind::Production };
+    if kind == CeremonyKind::Production {
         check_expected(witnessed, args.expect_plan.as_deref())?;
     }
     if witnessed.destroys.is_some() {
@@ -125,7 +126,7 @@ fn hold(args: &RunArgs, previous: Option<&Path>) -> Result<ExitCode, CliError> {
     }
     let options = Options { kind, plan: file, resume: args.resume, rehearsal: args.rehearsal.as_deref(), previous };
     let mut console = console(answers.as_deref())?;
-    if kind == Kind::Rehearsal {
+    if kind == CeremonyKind::Rehearsal {
         let [first, second] = PIN_HALVES;
         console.tell(&format!(
             "REHEARSAL on a token that is thrown away. Its PIN: first half {first}, second half {second}."
@@ -145,7 +146,8 @@ pub(super) fn destroy(args: &DestroyArgs) -> Result<ExitCode, CliError> {
     }
     with_environment(&plan.token.environment)?;
     check_expected(witnessed, args.expect_plan.as_deref())?;
-    let options = Options { kind: Kind::Production, plan: file, resume: args.resume, rehearsal: None, previous: None };
+    let options =
+        Options { kind: CeremonyKind::Destruction, plan: file, resume: args.resume, rehearsal: None, previous: None };
     let mut console = console(answers.as_deref())?;
     let closed = ceremony::destroy(&plan, witnessed, &args.record, &options, &mut console);
     show(&closed.map_err(|error| failed(&error))?, *json)?;
@@ -263,7 +265,7 @@ fn show(closed: &Closed, json: bool) -> Result<(), CliError> {
     if json {
         return print_json(&serde_json::json!({
             "directory": closed.directory,
-            "kind": closed.record.kind,
+            "kind": closed.kind.word(),
             "key_id": key_id.as_str(),
             "key_id_hash": key_id.hash(),
             "recovery": closed.record.recovery,
@@ -271,10 +273,11 @@ fn show(closed: &Closed, json: bool) -> Result<(), CliError> {
             "words": ceremony::words(&closed.head),
         }));
     }
-    let stamp = match (closed.record.kind, closed.record.recovery) {
-        (Kind::Rehearsal, _) => "REHEARSAL: this KEK was made on a token that is thrown away.\n",
-        (_, Recovery::None) => "NO-RECOVERY: if this token is lost, every Secret is lost.\n",
-        _ => "",
+    let stamp = match (closed.kind, closed.record.recovery) {
+        (CeremonyKind::Rehearsal, _) => "REHEARSAL: this KEK was made on a token that is thrown away.\n",
+        (CeremonyKind::Destruction, _) => "DESTRUCTION: this KEK is gone from every token of the plan.\n",
+        (CeremonyKind::Production, Recovery::None) => "NO-RECOVERY: if this token is lost, every Secret is lost.\n",
+        (CeremonyKind::Production, _) => "",
     };
     print(&format!(
         "\n{stamp}key_id   {}\n         {}\nevidence {directory}\n\n\

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hsm_kms::record::Kind;
+use hsm_kms::ceremony::transcript::CeremonyKind;
 use serde_json::{Value, json};
 
 use super::story::{Evidence, Story};
@@ -45,7 +45,7 @@ fn what_a_ceremony_leaves_holds() {
     judge(
         "a rehearsal on another token, without its copies",
         &Evidence::of(|story| {
-            story.kind = Kind::Rehearsal;
+            story.kind = CeremonyKind::Rehearsal;
             story.record["kind"] = json!("rehearsal");
             story.record["token"]["serial"] = json!("another");
             story.record["recovery"] = json!("none");
@@ -196,7 +196,7 @@ fn stories_that_do_not_hang_together_are_found() {
             &["copies"],
         ),
         ("an exception that nobody answers for", &|s| s.excepted = "clock", &["exceptions"]),
-        ("a record of a rehearsal", &|s| s.kind = Kind::Rehearsal, &["record as closed"]),
+        ("a record of a rehearsal", &|s| s.kind = CeremonyKind::Rehearsal, &["record as closed"]),
     ];
     for (what, change, failed) in stories {
         judge(what, &Evidence::of(change), failed);

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use hsm_kms::ceremony::evidence::{Statement, allowed_signers, write_sums};
-use hsm_kms::ceremony::transcript::{self, EventKind, Opening, Transcript};
+use hsm_kms::ceremony::transcript::{self, CeremonyKind, EventKind, Opening, Transcript};
 use hsm_kms::ceremony::{People, Person};
-use hsm_kms::record::{KekRecord, Kind, Sha256Digest};
+use hsm_kms::record::{KekRecord, Sha256Digest};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -30,7 +30,7 @@ pub struct Story {
     pub record: Value,
     /// The check that the transcript has an exception for.
     pub excepted: &'static str,
-    pub kind: Kind,
+    pub kind: CeremonyKind,
 }
 
 /// A ceremony's directory, and the private keys of its people and of a stranger.
@@ -164,7 +164,7 @@ impl Story {
         record["kind"] = json!("production");
         record["recovery"] = json!("copies");
         record["witnessed"] = witnessed;
-        Self { plan, present, record, excepted: "default-route", kind: Kind::Production }
+        Self { plan, present, record, excepted: "default-route", kind: CeremonyKind::Production }
     }
 
     fn write(mut self, directory: &Path) {
@@ -232,10 +232,10 @@ impl Story {
         for (step, kind) in [("record", EventKind::Result), ("closing", EventKind::Closed)] {
             transcript.append(step, kind, object(&record_sha256)).unwrap();
         }
-        transcript::verify(&fs::read(file("transcript.jsonl")).unwrap(), &plan_sha256).unwrap();
 
         let people: Vec<Person> = serde_json::from_value(self.plan["people"].clone()).unwrap();
-        let statement = Statement::new(&record, json.as_bytes(), plan_sha256, transcript.head());
+        let events = transcript::verify(&fs::read(file("transcript.jsonl")).unwrap(), &plan_sha256).unwrap();
+        let statement = Statement::new(&record, json.as_bytes(), plan_sha256, &events);
         fs::write(file("statement.txt"), statement.to_string()).unwrap();
         fs::write(file("allowed_signers"), allowed_signers(&People::new(people).unwrap())).unwrap();
         fs::write(file("script.html"), "<p>script</p>\n").unwrap();

@@ -4,6 +4,7 @@ use std::fs;
 
 use hsm_kms::attributes::{AttributeName, AttributeValue, Attributes, KeyUse};
 use hsm_kms::ceremony::paper::{self, Report, ReportEvent};
+use hsm_kms::ceremony::transcript::CeremonyKind;
 use hsm_kms::ceremony::{Plan, Refusal, WitnessedPlan, steps};
 use hsm_kms::envelope::Blob;
 use hsm_kms::record::{
@@ -101,11 +102,11 @@ impl Ceremony {
         self.plan.witnessed.as_ref().unwrap()
     }
 
-    pub fn script(&self, stamp: Option<&str>) -> String {
-        paper::script(&self.plan, self.witnessed(), stamp)
+    pub fn script(&self, kind: CeremonyKind) -> String {
+        paper::script(&self.plan, self.witnessed(), kind)
     }
 
-    pub fn report(&self, stamp: Option<&str>) -> String {
+    pub fn report(&self, kind: CeremonyKind) -> String {
         paper::report(Report {
             plan: &self.plan,
             witnessed: self.witnessed(),
@@ -117,7 +118,8 @@ impl Ceremony {
             refusals: &self.refusals,
             exceptions: &self.exceptions,
             bags: &self.bags,
-            stamp,
+            people: &self.record.witnessed.as_ref().unwrap().people,
+            kind,
         })
     }
 

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::staged::{Staged, with, written};
 use super::terminal::Terminal;
 use super::whole::{arguments, close, is_plain, open};
-use crate::harness::run;
+use crate::harness::{TestToken, run};
 
 #[test]
 fn a_terminal_that_is_closed_ends_the_program_and_the_ceremony_goes_on_at_another() {
@@ -87,14 +87,15 @@ fn a_closed_ceremony_is_not_held_again() {
 /// The disk takes some events and then no more: it says so, and with room the ceremony goes on.
 #[test]
 fn a_full_disk_stops_the_ceremony_at_any_event() {
-    let staged = Staged::new();
+    // A limit on the size of files stands for the disk: what is written beyond it fails. The files of this token are smaller.
+    let on_small_files = || Staged::on(TestToken::softhsm2());
+    let staged = on_small_files();
     staged.hold(&staged.answers(), &[]);
     let whole = fs::metadata(staged.output().join("transcript.jsonl")).unwrap().len();
     for part in 1..6 {
-        let staged = Staged::new();
+        let staged = on_small_files();
         let arguments = staged.arguments(&staged.answers());
         let limit = format!("--fsize={}", whole * part / 6);
-        // A limit on the size of files stands for the disk: what is written beyond it fails.
         let mut limited = std::process::Command::new("prlimit");
         limited.args([&limit, "--", "env", "--ignore-signal=XFSZ", env!("CARGO_BIN_EXE_hsm-kms")]).args(&arguments);
         let log = staged.file("log");

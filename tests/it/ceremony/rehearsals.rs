@@ -61,7 +61,7 @@ fn only_a_rehearsal_of_this_plan_that_passed_lately_counts() {
     fs::rename(&other, staged.file("other")).unwrap();
     staged.plan["site"] = json!("Room 112");
     let good = staged.rehearse();
-    let site = Site { answers: staged.answers_file("answers.json", &staged.answers()), staged: &staged };
+    let site = Site(&staged);
     assert!(site.refuses(None).why.contains("no rehearsal of this plan was given"));
     let other = site.refuses(Some(&staged.file("other")));
     assert!(other.why.contains("line 1"), "{}", other.text);
@@ -85,7 +85,9 @@ fn only_a_rehearsal_of_this_plan_that_passed_lately_counts() {
         let time = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * days);
         let time = time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         forged(&format!("{days} days"), &move |events| {
-            events.iter_mut().for_each(|event| event["time"] = json!(time));
+            for event in events {
+                event["time"] = json!(time);
+            }
         })
     };
     assert!(site.refuses(Some(&aged(31))).why.contains("31 days ago, and counts for 30"));
@@ -107,7 +109,7 @@ fn only_a_rehearsal_of_this_plan_that_passed_lately_counts() {
 #[test]
 fn a_ceremony_without_a_rehearsal_needs_an_exception_and_the_record_says_so() {
     let staged = Staged::new();
-    let site = Site { answers: staged.answers_file("answers.json", &staged.answers()), staged: &staged };
+    let site = Site(&staged);
     let refused = site.refuses(None);
     assert!(refused.hint.contains("exception --check rehearsal"), "{}", refused.text);
     staged.has_no_key();
@@ -169,17 +171,16 @@ fn a_rehearsal_does_not_reach_the_token_of_the_plan() {
 }
 
 /// A ceremony on which a rehearsal is tried out.
-struct Site<'a> {
-    staged: &'a Staged,
-    answers: String,
-}
+struct Site<'a>(&'a Staged);
 
 impl Site<'_> {
     /// It must be refused with this rehearsal; each time for the check `rehearsal`.
     fn refuses(&self, rehearsal: Option<&Path>) -> Refusal {
-        let mut arguments = self.staged.bare_arguments();
-        arguments.extend(["--answers".to_owned(), self.answers.clone()]);
-        if self.staged.output().join("transcript.jsonl").exists() {
+        let Self(staged) = self;
+        let mut arguments = staged.bare_arguments();
+        // Anew each time: the clock goes on.
+        arguments.extend(["--answers".to_owned(), staged.answers_file("answers.json", &staged.answers())]);
+        if staged.output().join("transcript.jsonl").exists() {
             arguments.push("--resume".to_owned());
         }
         if let Some(rehearsal) = rehearsal {

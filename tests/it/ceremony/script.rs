@@ -24,10 +24,10 @@ fn the_dry_run_is_the_one_that_was_agreed_to() {
     staged.has_no_key();
 }
 
-/// OpenSC's spy stands between, and writes down what C_GenerateKey is given.
+/// The spy of `OpenSC` stands between, and writes down what `C_GenerateKey` is given. A module with interfaces of its own is called past it.
 #[test]
 fn the_key_is_asked_for_as_the_dry_run_says() {
-    let mut staged = Staged::new();
+    let mut staged = Staged::on(TestToken::softhsm2());
     let log = staged.file("spy");
     let token = &mut staged.plan["token"];
     token["environment"]["PKCS11SPY"] = json!(staged.token.module);

@@ -235,13 +235,18 @@ fn entry(kv: KeyValue) -> Result<Entry, ClientError> {
 }
 
 fn refused(status: Status, revision: i64, objects: u64) -> ClientError {
+    // A status with a source was made on this side: no etcd spoke.
+    let is_ours = std::error::Error::source(&status).is_some();
     match status.code() {
         Code::OutOfRange if status.message().contains("compacted") => ClientError::Compacted { revision, objects },
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {
-            ClientError::Connection(format!("{:?} after {objects} objects: {}", status.code(), innermost(&status)))
-        }
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => broken(&status, objects),
+        _ if is_ours => broken(&status, objects),
         _ => ClientError::Refused(Box::new(status)),
     }
+}
+
+fn broken(status: &Status, objects: u64) -> ClientError {
+    ClientError::Connection(format!("after {objects} objects: {}", innermost(status)))
 }
 
 /// The first key after all that begin with `prefix`, as etcd takes it: empty keys do not exist, and `\0` means "to the end".

@@ -35,6 +35,7 @@ mod harness;
 mod health;
 mod imitations;
 mod imports;
+mod inventory;
 mod module_faults;
 mod network;
 mod parts;

@@ -1,6 +1,7 @@
 //! An inventory as one HTML page: charts made of plain boxes, no script, nothing loaded from elsewhere.
 
 use askama::Template;
+use indicatif::HumanCount;
 
 use super::table::{self, Row, Seed};
 use crate::etcd::inventory::{Inventory, Kek};
@@ -54,6 +55,18 @@ struct Page<'a> {
     seeds: Vec<SeedRow<'a>>,
 }
 
+// What the template calls; it passes references.
+#[allow(clippy::unused_self, clippy::trivially_copy_pass_by_ref, reason = "askama calls methods")]
+impl Page<'_> {
+    fn number(&self, number: &u64) -> String {
+        HumanCount(*number).to_string()
+    }
+
+    fn short(&self, text: &str) -> String {
+        table::short(text, 24)
+    }
+}
+
 struct KekRow<'a> {
     kek: Kek<'a>,
     /// Percent of all objects under KMS v2.
@@ -88,7 +101,7 @@ fn resources<'a>(rows: &[Row<'a>]) -> Vec<ResourceRow<'a>> {
         let part = |row: &Row<'_>| Part {
             class: class(row.form),
             width: percent(row.objects, objects),
-            label: format!("{} {}: {}", row.form, row.provider, row.objects).replace(" :", ":"),
+            label: format!("{} {}: {}", row.form, row.provider, HumanCount(row.objects)).replace(" :", ":"),
         };
         let name = rows.first().map_or("", |row| row.resource);
         found.push(ResourceRow { name, objects, parts: rows.iter().map(part).collect() });
@@ -116,4 +129,38 @@ fn count(rows: &[Row<'_>], which: impl Fn(Form) -> bool) -> u64 {
 fn percent(part: u64, whole: u64) -> String {
     let thousandths = u128::from(part) * 1000 / u128::from(whole.max(1));
     format!("{}.{}", thousandths / 10, thousandths % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_from_the_store_becomes_markup() {
+        let page = render(&table::tests::sample()).unwrap();
+        if let Ok(p) = std::env::var("PAGE_OUT") {
+            std::fs::write(p, &page).unwrap();
+        }
+        assert!(page.contains("&#60;script&#62;alert(1)"), "{page}");
+        for forbidden in ["<script", "<b>\"", "http:", "https:", "url(", "@import", "javascript"] {
+            assert!(!page.contains(forbidden), "{forbidden}");
+        }
+        assert!(page.contains("style=\"width:98.8%\""), "{page}");
+    }
+
+    #[test]
+    fn an_empty_store_has_a_page() {
+        let mut inventory = table::tests::sample();
+        inventory.groups.clear();
+        inventory.objects = 0;
+        assert!(render(&inventory).unwrap().contains("<b>0</b>objects"));
+    }
+
+    #[test]
+    fn parts_are_of_a_hundred() {
+        assert_eq!(
+            [percent(0, 0), percent(1, 3), percent(3, 3), percent(u64::MAX, u64::MAX)],
+            ["0.0", "33.3", "100.0", "100.0"]
+        );
+    }
 }

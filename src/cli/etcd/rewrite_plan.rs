@@ -48,7 +48,7 @@ impl FromStr for Resource {
         let (name, group) = text.split_once('.').unwrap_or((text, ""));
         let fits = |text: &str| text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-'));
         let is_word = |text: &str| !text.starts_with(['.', '-']) && !text.ends_with(['.', '-']);
-        let good = !name.is_empty() && fits(text) && is_word(name) && is_word(group);
+        let good = !name.is_empty() && fits(text) && !text.ends_with('.') && is_word(name) && is_word(group);
         let parts = Self { name: name.to_owned(), group: group.to_owned() };
         good.then_some(parts).ok_or("expected a resource such as secrets or widgets.example.com")
     }

@@ -86,7 +86,7 @@ pub(super) fn not_read(target: &Target, error: &ClientError) -> CliError {
         }
         ClientError::Connection(_) => (
             ExitCode::NotReachable,
-            "check that etcd serves clients there, that --cacert signed its certificate, and that the certificate names this host",
+            "check that etcd serves clients there, https or http, and that its certificate is by --cacert and names this host",
         ),
         ClientError::File { .. } => (ExitCode::BadUsage, "check the path, and that this user may read it"),
         ClientError::Nonsense(_) => (ExitCode::DoesNotHold, "check that the endpoint is an etcd of version 3"),

@@ -28,8 +28,9 @@ pub(super) fn text(inventory: &Inventory) -> String {
     if !keks.is_empty() {
         let mut table = table(&["needs the KEK", "provider", "objects", "seeds"], 2);
         for kek in &keks {
-            let key_id = kek.key_id.unwrap_or("(damaged)");
-            table.add_row([key_id, kek.provider, &kek.objects.to_string(), &kek.seeds.to_string()]);
+            // As wide as the plugin's own: what is cut here stands in --json.
+            let key_id = short(kek.key_id.unwrap_or("(damaged)"), 45);
+            table.add_row([&key_id, kek.provider, &kek.objects.to_string(), &kek.seeds.to_string()]);
         }
         line(format!("\n{table}"));
         line(format!("\n{}", seeds(inventory)));
@@ -120,16 +121,16 @@ pub(super) fn all_seeds(inventory: &Inventory) -> Vec<Seed<'_>> {
         entry.oldest_revision = entry.oldest_revision.min(group.oldest_revision);
     }
     let mut seeds: Vec<Seed<'_>> = found.into_values().collect();
-    seeds.sort_unstable_by_key(|seed| (std::cmp::Reverse(seed.objects), seed.seed));
+    seeds.sort_unstable_by_key(|seed| (std::cmp::Reverse(seed.objects), seed.key_id, seed.seed));
     seeds
 }
 
 fn seeds(inventory: &Inventory) -> Table {
     let seeds = all_seeds(inventory);
-    let mut table = table(&["seed (SHA-256 when sealed)", "of the KEK", "objects", "oldest revision"], 2);
+    let mut table = table(&["seed (hash)", "of the KEK", "objects", "oldest revision"], 2);
     for seed in seeds.iter().take(SEED_LIMIT) {
         let cells = [seed.objects, seed.oldest_revision].map(|number| number.to_string());
-        table.add_row([short(seed.seed, 16), short(seed.key_id, 20)].into_iter().chain(cells));
+        table.add_row([short(seed.seed, 19), short(seed.key_id, 23)].into_iter().chain(cells));
     }
     if seeds.len() > SEED_LIMIT {
         table.add_row([format!("{} more: see --json", seeds.len() - SEED_LIMIT)]);
@@ -137,10 +138,12 @@ fn seeds(inventory: &Inventory) -> Table {
     table
 }
 
-/// The first characters, with dots for the rest.
-pub(super) fn short(text: &str, length: usize) -> String {
-    let start: String = text.chars().take(length).collect();
-    if start.len() < text.len() { start + "..." } else { start }
+/// At most so many characters, the last three being dots if there are more.
+pub(super) fn short(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(3)).chain("...".chars()).collect()
 }
 
 /// Numbers stand to the right from column `numbers` on.
@@ -160,12 +163,12 @@ pub(super) fn size(bytes: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::etcd::inventory::{Group, Inventory};
 
     /// An inventory with long and hostile names.
-    pub(crate) fn sample() -> Inventory {
+    pub(in crate::cli::etcd) fn sample() -> Inventory {
         let group = |resource: &str, form, provider: &str, key_id: Option<&str>, seed: Option<u8>, objects| Group {
             resource: resource.to_owned(),
             form,

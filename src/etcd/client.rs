@@ -183,7 +183,8 @@ impl Client {
             from = [&last[..], b"\0"].concat().into();
             page.adapt(count, bytes);
             if let Some(rate) = rate {
-                tokio::time::sleep_until(began + Duration::from_secs_f64(read as f64 / f64::from(rate.max(1)))).await;
+                let due = read.saturating_mul(1000) / u64::from(rate.max(1));
+                tokio::time::sleep_until(began + Duration::from_millis(due)).await;
             }
         }
     }
@@ -280,35 +281,4 @@ fn innermost(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_end_of_a_prefix_is_found() {
-        for (prefix, end) in
-            [(&b"/registry/"[..], &b"/registry0"[..]), (b"a\xff", b"b"), (b"\xff", b"\0"), (b"", b"\0")]
-        {
-            assert_eq!(&after_prefix(prefix)[..], end);
-        }
-    }
-
-    #[test]
-    fn pages_follow_the_size_of_the_objects() {
-        let mut paging = Paging::new(None);
-        paging.adapt(500, 500 * 1024);
-        assert_eq!(paging.limit, 2000);
-        paging.adapt(2000, 2000 * 1024);
-        assert_eq!(paging.limit, 8000);
-        paging.adapt(8000, 8000 << 20);
-        assert_eq!(paging.limit, 8);
-        paging.adapt(8, 8 << 30);
-        assert_eq!(paging.limit, 1);
-        assert!(!paging.is_too_large(&Status::out_of_range("decoded message length too large")));
-        let mut slow = Paging::new(Some(100));
-        assert_eq!(slow.limit, 25);
-        slow.adapt(25, 25);
-        assert_eq!(slow.limit, 25);
-        assert!(slow.is_too_large(&Status::out_of_range("decoded message length too large")));
-        assert_eq!(slow.limit, 3);
-    }
-}
+mod tests;

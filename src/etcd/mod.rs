@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod inventory;
+pub mod need;
 pub mod open;
 pub mod resource;
 pub mod snapshot;

@@ -411,6 +411,39 @@ fn wrong_usage_is_refused() {
     assert_eq!(run(&["etcd", "rewrite-plan", "--kubernetes", "1.34"], b"").status.code(), Some(0));
 }
 
+/// Every command of docs/inventory.md, on a real etcd with TLS, its snapshot and a plugin; only the paths are others.
+#[tokio::test]
+async fn the_documents_commands_run() {
+    let (token, plugin) = serve().await;
+    let directory = token.directory();
+    let etcd = Etcd::start_tls(directory);
+    let mut server = ApiServer::start([(PROVIDER, Emulated::real(plugin.client().await))]).await;
+    let key = "/registry/secrets/default/db-password";
+    etcd.put(key, &server.write(key, b"k8s\0password").unwrap());
+    let file = |name: &str| text(&directory.join(name));
+    let substitutes = [
+        ("https://127.0.0.1:2379", etcd.url().to_owned()),
+        ("/etc/kubernetes/pki/etcd/ca.crt", file("ca.crt")),
+        ("/etc/kubernetes/pki/etcd/server.", file("client.")),
+        ("/run/hsm-kms/hsm@kms.sock", text(plugin.socket())),
+        ("/var/backups/etcd.db", text(&etcd.snapshot(&directory.join("backup.db")))),
+        ("hsm-kms etcd", format!("{} etcd", env!("CARGO_BIN_EXE_hsm-kms"))),
+    ];
+    let document = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/inventory.md")).unwrap();
+    let blocks: Vec<_> = document.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(blocks.len(), 6);
+    for block in blocks {
+        let script = substitutes.iter().fold(block.to_owned(), |text, (from, to)| text.replace(from, to));
+        let output =
+            std::process::Command::new("bash").args(["-euc", &script]).current_dir(directory).output().unwrap();
+        assert!(output.status.success(), "{script}: {output:?}");
+    }
+    assert_eq!(fs::read(directory.join("db-password.pb")).unwrap(), b"k8s\0password");
+    assert!(fs::read_to_string(directory.join("inventory.html")).unwrap().contains(PROVIDER));
+    let report: Inventory = serde_json::from_slice(&fs::read(directory.join("inventory.json")).unwrap()).unwrap();
+    assert_eq!(report.objects, 1);
+}
+
 /// What a shell makes of the plan: it must parse.
 #[test]
 fn a_plan_is_a_shell_script() {

@@ -21,7 +21,7 @@ use crate::record::UtcTime;
 pub(super) struct InventoryArgs {
     #[command(flatten)]
     store: StoreArgs,
-    /// What the API server's keys begin with (its --etcd-prefix); `/kubernetes.io/` on OpenShift
+    /// What the API server's keys begin with (its --etcd-prefix); OpenShift's is `/kubernetes.io/`
     #[arg(long, value_name = "PREFIX", default_value = "/registry/")]
     prefix: String,
     /// Most objects per second to ask etcd for [default: as fast as it answers, one page at a time]

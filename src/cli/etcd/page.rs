@@ -4,7 +4,8 @@ use askama::Template;
 use indicatif::HumanCount;
 
 use super::table::{self, Row, Seed};
-use crate::etcd::inventory::{Inventory, Kek};
+use crate::etcd::inventory::Inventory;
+use crate::etcd::need::Kek;
 use crate::etcd::value::Form;
 
 /// The page.
@@ -22,6 +23,7 @@ pub(super) fn render(inventory: &Inventory) -> Result<String, askama::Error> {
         other: count(&rows, |form| !matches!(form, Form::Identity | Form::KmsV2)),
         plain: count(&rows, |form| form == Form::Identity),
         mixed: inventory.mixed(),
+        kek_count: keks.iter().filter(|kek| kek.key_id.is_some()).count(),
         seed_count: seeds.len(),
         keks: keks.into_iter().map(|kek| KekRow { width: percent(kek.objects, sealed), kek }).collect(),
         resources: resources(&rows),
@@ -48,6 +50,7 @@ struct Page<'a> {
     other: u64,
     plain: u64,
     mixed: Vec<(&'a str, u64)>,
+    kek_count: usize,
     seed_count: usize,
     keks: Vec<KekRow<'a>>,
     resources: Vec<ResourceRow<'a>>,
@@ -138,9 +141,6 @@ mod tests {
     #[test]
     fn nothing_from_the_store_becomes_markup() {
         let page = render(&table::tests::sample()).unwrap();
-        if let Ok(p) = std::env::var("PAGE_OUT") {
-            std::fs::write(p, &page).unwrap();
-        }
         assert!(page.contains("&#60;script&#62;alert(1)"), "{page}");
         for forbidden in ["<script", "<b>\"", "http:", "https:", "url(", "@import", "javascript"] {
             assert!(!page.contains(forbidden), "{forbidden}");

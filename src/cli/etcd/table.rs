@@ -105,7 +105,8 @@ fn resources(inventory: &Inventory) -> Table {
 
 /// A seed, over all resources.
 pub(super) struct Seed<'a> {
-    pub seed: &'a str,
+    /// Hex SHA-256 of it as it is sealed.
+    pub hash: &'a str,
     pub key_id: &'a str,
     pub objects: u64,
     pub oldest_revision: u64,
@@ -113,15 +114,16 @@ pub(super) struct Seed<'a> {
 
 /// Most objects first.
 pub(super) fn all_seeds(inventory: &Inventory) -> Vec<Seed<'_>> {
-    let mut found: HashMap<(&str, &str), Seed<'_>> = HashMap::new();
+    let mut found = HashMap::new();
     for group in &inventory.groups {
         let (Some(seed), Some(key_id)) = (&group.seed, &group.key_id) else { continue };
-        let entry = found.entry((seed, key_id)).or_insert(Seed { seed, key_id, objects: 0, oldest_revision: u64::MAX });
+        let entry =
+            found.entry((seed, key_id)).or_insert(Seed { hash: seed, key_id, objects: 0, oldest_revision: u64::MAX });
         entry.objects += group.objects;
         entry.oldest_revision = entry.oldest_revision.min(group.oldest_revision);
     }
     let mut seeds: Vec<Seed<'_>> = found.into_values().collect();
-    seeds.sort_unstable_by_key(|seed| (std::cmp::Reverse(seed.objects), seed.key_id, seed.seed));
+    seeds.sort_unstable_by_key(|seed| (std::cmp::Reverse(seed.objects), seed.key_id, seed.hash));
     seeds
 }
 
@@ -130,7 +132,7 @@ fn seeds(inventory: &Inventory) -> Table {
     let mut table = table(&["seed (hash)", "of the KEK", "objects", "oldest revision"], 2);
     for seed in seeds.iter().take(SEED_LIMIT) {
         let cells = [seed.objects, seed.oldest_revision].map(|number| number.to_string());
-        table.add_row([short(seed.seed, 19), short(seed.key_id, 23)].into_iter().chain(cells));
+        table.add_row([short(seed.hash, 19), short(seed.key_id, 23)].into_iter().chain(cells));
     }
     if seeds.len() > SEED_LIMIT {
         table.add_row([format!("{} more: see --json", seeds.len() - SEED_LIMIT)]);

@@ -4,7 +4,8 @@ use std::error::Error;
 use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files = ["kms_v2.proto", "encrypted_object.proto", "link.proto"].map(|name| PathBuf::from("proto").join(name));
+    let files = ["kms_v2.proto", "encrypted_object.proto", "etcd_kv.proto", "link.proto"]
+        .map(|name| PathBuf::from("proto").join(name));
     for file in &files {
         println!("cargo:rerun-if-changed={}", file.display());
     }
@@ -14,6 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_transport(false)
         .bytes(".v2")
         .bytes(".etcd")
+        .bytes(".etcdserverpb")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -4,6 +4,7 @@ mod call;
 mod ceremony;
 mod endpoints;
 mod error;
+mod etcd;
 mod hsm;
 mod profiles;
 mod serve;
@@ -28,6 +29,8 @@ enum Command {
     Call(call::CallArgs),
     /// Make a KEK in an HSM and write its record
     Ceremony(ceremony::CeremonyArgs),
+    /// Look into the store: which KEK it needs, one value of it, how to rewrite it
+    Etcd(etcd::EtcdArgs),
     /// Find out what an HSM really does
     Hsm(hsm::HsmArgs),
     /// The process that tries a module out; started by `hsm probe`, never by hand
@@ -47,6 +50,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     match args.command {
         Command::Call(args) => call::run(args).map(|()| ExitCode::Done),
         Command::Ceremony(args) => ceremony::run(args),
+        Command::Etcd(args) => etcd::run(args),
         Command::Hsm(args) => hsm::run(args),
         Command::ProbeWorker => hsm::run_worker(),
         Command::Profiles(args) => profiles::run(args).map(|()| ExitCode::Done),

@@ -62,7 +62,7 @@ fn seeds_with_a_mac_open_as_written() {
         let blob = Blob::parse(&bytes).unwrap();
         assert_eq!(blob.iv(), vector.bytes("iv"));
         let (encrypted, mac) = blob.ciphertext().split_last_chunk::<32>().unwrap();
-        let mut expected: Hmac<Sha256> = hmac::KeyInit::new_from_slice(&hex(blocks("mac_key")[0].trim())).unwrap();
+        let mut expected: Hmac<Sha256> = KeyInit::new_from_slice(&hex(blocks("mac_key")[0].trim())).unwrap();
         expected.update(&[&context, blob.iv(), encrypted].concat());
         assert_eq!(expected.finalize().into_bytes().as_slice(), mac);
         let cipher = cbc::Decryptor::<aes::Aes256>::new_from_slices(&kek_bytes(), blob.iv()).unwrap();
@@ -97,7 +97,7 @@ fn check_seal(vector: &Vector, context_of: impl Fn(SealForm) -> Context, plainte
     assert_eq!(context.as_bytes().to_vec(), vector.bytes("context"));
     let iv = vector.bytes("iv");
     let payload = Payload { msg: plaintext, aad: context.as_bytes() };
-    let ciphertext = kek().encrypt(Nonce::from_slice(&iv), payload).unwrap();
+    let ciphertext = kek().encrypt(&Nonce::try_from(&iv[..]).unwrap(), payload).unwrap();
     let blob = Blob::new(SealForm::AES_GCM_SENT, &iv, &ciphertext).unwrap().encode();
 
     assert_eq!(open(&blob, context.as_bytes()).as_deref(), Some(plaintext));
@@ -118,7 +118,8 @@ fn check_seal(vector: &Vector, context_of: impl Fn(SealForm) -> Context, plainte
 
 fn open(blob: &[u8], context: &[u8]) -> Option<Vec<u8>> {
     let blob = Blob::parse(blob).ok()?;
-    kek().decrypt(Nonce::from_slice(blob.iv()), Payload { msg: blob.ciphertext(), aad: context }).ok()
+    let iv = Nonce::try_from(blob.iv()).ok()?;
+    kek().decrypt(&iv, Payload { msg: blob.ciphertext(), aad: context }).ok()
 }
 
 fn kek() -> Aes256Gcm {

@@ -17,7 +17,7 @@ use tonic::Status;
 
 pub use self::plugin::{Calls, Fake, Plugin};
 use self::provider::Provider;
-pub use self::value::{DekSource, StoredValue};
+pub use self::value::{DekSource, StoredValue, with_prefix};
 
 /// One API server process with its KMS v2 provider entries: the first writes, all read.
 pub struct ApiServer {

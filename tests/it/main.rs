@@ -37,6 +37,7 @@ mod harness;
 mod health;
 mod imitations;
 mod imports;
+mod inventory;
 mod module_faults;
 mod network;
 mod paper;

@@ -64,7 +64,7 @@ fn the_whole_value_vector_is_made_and_parsed() {
         "5a5b5c5d5e5fa0a1a2a3a4a5a6a7a8a9aaab8f8bcad46146435c16debe53efca60f95ca98c93a0724ad7f612056b6579",
         "2d311a0c575241505045442d5345454422120a0d762e6578616d706c652e636f6d1201312801"
     ));
-    assert_eq!(HEXLOWER.encode(&value::with_prefix("demo", &object)), HEXLOWER.encode(&stored));
+    assert_eq!(HEXLOWER.encode(&with_prefix("demo", &object)), HEXLOWER.encode(&stored));
 
     let parsed = StoredValue::decode(value::strip_prefix("demo", &stored).unwrap()).unwrap();
     assert_eq!(parsed, object);
@@ -338,7 +338,7 @@ async fn stored_values_that_were_changed_do_not_open() {
     let store = |change: fn(&mut StoredValue)| {
         let mut object = object.clone();
         change(&mut object);
-        value::with_prefix("demo", &object)
+        with_prefix("demo", &object)
     };
     for changed in [
         store(|object| object.encrypted_dek_source = Bytes::from("forged")),
@@ -360,7 +360,7 @@ async fn stored_values_that_were_changed_do_not_open() {
     for length in 0..object.encrypted_data.len() {
         let mut object = object.clone();
         object.encrypted_data.truncate(length);
-        let changed = value::with_prefix("demo", &object);
+        let changed = with_prefix("demo", &object);
         assert!(matches!(server.read(PATH, &changed).await, Err(Fault::Authentication)), "{length}");
     }
 }

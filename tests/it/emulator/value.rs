@@ -2,7 +2,7 @@
 
 use aes_gcm::aead::{Aead, Payload};
 use aes_gcm::{Aes256Gcm, KeyInit, Nonce};
-use hmac::{Hmac, KeyInit as _, Mac};
+use hmac::{Hmac, Mac};
 use hsm_kms::etcd::proto::EncryptedDekSourceType;
 use prost::Message;
 use sha2::Sha256;
@@ -64,7 +64,7 @@ impl DekSource {
         };
         let (nonce, sealed) = rest.split_at_checked(NONCE)?;
         let payload = Payload { msg: sealed, aad: path.as_bytes() };
-        self.cipher(info).decrypt(Nonce::from_slice(nonce), payload).ok()
+        self.cipher(info).decrypt(&Nonce::try_from(nonce).ok()?, payload).ok()
     }
 
     fn cipher(&self, info: &[u8]) -> Aes256Gcm {

@@ -1,0 +1,71 @@
+//! `hsm-kms etcd`: what the store holds, one value of it, and how to rewrite it.
+
+mod decrypt;
+mod inventory;
+mod page;
+mod rewrite_plan;
+mod store;
+mod table;
+
+use std::io::Write;
+
+use clap::{Args, Subcommand};
+
+use super::CliError;
+use crate::etcd::value::printable;
+use crate::exit::ExitCode;
+
+/// Look into the store: which KEK it needs, one value of it, how to rewrite it
+#[derive(Args, Debug)]
+pub(super) struct EtcdArgs {
+    #[command(subcommand)]
+    command: EtcdCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum EtcdCommand {
+    /// Open one value with the KEK of a running plugin
+    Decrypt(decrypt::DecryptArgs),
+    /// Count what is stored, by resource, provider, KEK and seed; nothing is decrypted (docs/inventory.md)
+    Inventory(inventory::InventoryArgs),
+    /// Print the commands that rewrite objects, so that the active KEK seals them
+    RewritePlan(rewrite_plan::RewritePlanArgs),
+}
+
+pub(super) fn run(args: EtcdArgs) -> Result<ExitCode, CliError> {
+    match args.command {
+        EtcdCommand::Decrypt(args) => decrypt::run(&args).map(|()| ExitCode::Done),
+        EtcdCommand::Inventory(args) => inventory::run(&args),
+        EtcdCommand::RewritePlan(args) => rewrite_plan::run(&args).map(|()| ExitCode::Done),
+    }
+}
+
+/// A failure; its texts may quote the store, and go to a terminal.
+fn failure(code: ExitCode, what: impl AsRef<str>, why: impl AsRef<str>, hint: impl AsRef<str>) -> CliError {
+    let clean = |text: &str| -> String {
+        text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
+    };
+    CliError { code, what: clean(what.as_ref()), why: clean(why.as_ref()), hint: clean(hint.as_ref()) }
+}
+
+/// A key of the store, for a message.
+fn shown(key: &[u8]) -> String {
+    printable(key)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        failure(ExitCode::NotReachable, "cannot start", error.to_string(), "check limits on open files and memory")
+    })
+}
+
+/// Writes to standard output. A reader that has seen enough is no failure.
+fn print(bytes: &[u8]) -> Result<(), CliError> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(failure(ExitCode::NotReachable, "cannot write the output", error.to_string(), "check standard output"))
+        }
+        _ => Ok(()),
+    }
+}

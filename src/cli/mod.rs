@@ -6,6 +6,7 @@ mod endpoints;
 mod error;
 mod etcd;
 mod hsm;
+mod keyring;
 mod profiles;
 mod serve;
 mod worker;
@@ -33,6 +34,8 @@ enum Command {
     Etcd(etcd::EtcdArgs),
     /// Find out what an HSM really does
     Hsm(hsm::HsmArgs),
+    /// Show and change the KEKs of a cluster: which one seals, which ones open
+    Keyring(keyring::KeyringArgs),
     /// The process that tries a module out; started by `hsm probe`, never by hand
     #[command(hide = true)]
     ProbeWorker,
@@ -52,6 +55,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         Command::Ceremony(args) => ceremony::run(args),
         Command::Etcd(args) => etcd::run(args),
         Command::Hsm(args) => hsm::run(args),
+        Command::Keyring(args) => keyring::run(args),
         Command::ProbeWorker => hsm::run_worker(),
         Command::Profiles(args) => profiles::run(args).map(|()| ExitCode::Done),
         Command::Serve(args) => serve::run(&args).map(|()| ExitCode::Done),

@@ -10,7 +10,8 @@ use crate::ceremony::transcript::CeremonyKind;
 use crate::ceremony::{self, Answers, Closed, Console, Options, PIN_HALVES, Plan, Stage, WitnessedPlan};
 use crate::cli::CliError;
 use crate::exit::ExitCode;
-use crate::record::Recovery;
+use crate::keyring::{Change, KeyringFile, State};
+use crate::record::{Recovery, UtcTime};
 
 /// Hold the ceremony of a plan
 #[derive(Args, Debug)]
@@ -65,6 +66,9 @@ pub(super) struct DestroyArgs {
     /// The plan that was agreed to: its SHA-256, or its twelve words
     #[arg(long, value_name = "SHA256|WORDS")]
     expect_plan: Option<String>,
+    /// The keyring that says, since `keyring retire`, that nothing needs the KEK
+    #[arg(long, value_name = "FILE")]
+    keyring: Option<PathBuf>,
     /// Go on with a ceremony that was interrupted
     #[arg(long)]
     resume: bool,
@@ -124,7 +128,14 @@ fn hold(args: &RunArgs, previous: Option<&Path>) -> Result<ExitCode, CliError> {
             hint: "use `hsm-kms ceremony destroy`".to_owned(),
         });
     }
-    let options = Options { kind, plan: file, resume: args.resume, rehearsal: args.rehearsal.as_deref(), previous };
+    let options = Options {
+        kind,
+        plan: file,
+        resume: args.resume,
+        rehearsal: args.rehearsal.as_deref(),
+        previous,
+        unused: Err(String::new()),
+    };
     let mut console = console(answers.as_deref())?;
     if kind == CeremonyKind::Rehearsal {
         let [first, second] = PIN_HALVES;
@@ -146,8 +157,15 @@ pub(super) fn destroy(args: &DestroyArgs) -> Result<ExitCode, CliError> {
     }
     with_environment(&plan.token.environment)?;
     check_expected(witnessed, args.expect_plan.as_deref())?;
-    let options =
-        Options { kind: CeremonyKind::Destruction, plan: file, resume: args.resume, rehearsal: None, previous: None };
+    let unused = unused(args.keyring.as_deref(), witnessed)?;
+    let options = Options {
+        unused,
+        kind: CeremonyKind::Destruction,
+        plan: file,
+        resume: args.resume,
+        rehearsal: None,
+        previous: None,
+    };
     let mut console = console(answers.as_deref())?;
     let closed = ceremony::destroy(&plan, witnessed, &args.record, &options, &mut console);
     show(&closed.map_err(|error| failed(&error))?, *json)?;
@@ -211,6 +229,40 @@ pub(super) fn rehearse(args: &RehearseArgs) -> Result<ExitCode, CliError> {
         Some(1) => ExitCode::DoesNotHold,
         Some(2) => ExitCode::BadUsage,
         _ => ExitCode::NotReachable,
+    })
+}
+
+/// Whether a keyring took the KEK out of service because inventories showed that nothing needs it.
+fn unused(keyring: Option<&Path>, witnessed: &WitnessedPlan) -> Result<Result<String, String>, CliError> {
+    let Some(path) = keyring else {
+        return Ok(Err("no keyring was given that says that nothing needs the KEK: --keyring FILE".to_owned()));
+    };
+    let file = KeyringFile::read(path).map_err(|error| CliError {
+        code: ExitCode::BadUsage,
+        what: "the keyring cannot be used".to_owned(),
+        why: error.to_string(),
+        hint: error.hint(),
+    })?;
+    let entries = file.at(UtcTime::now());
+    let entry = entries.iter().find(|entry| Some(entry.record_sha256) == witnessed.destroys);
+    let Some(entry) = entry.filter(|entry| entry.state == State::Destroyed) else {
+        return Ok(Err("the keyring has not taken the KEK out of service: see `hsm-kms keyring retire`".to_owned()));
+    };
+    if entry.activations == 0 {
+        return Ok(Ok("it was never active, and has sealed nothing".to_owned()));
+    }
+    let retired = file.history().iter().rev().find_map(|event| match &event.change {
+        Change::Retire { record, inventories, forced } if *record == entry.record => {
+            Some((event.time, inventories.len(), *forced))
+        }
+        _ => None,
+    });
+    Ok(match retired {
+        Some((time, count, false)) if count > 0 => {
+            Ok(format!("taken out of service {time}; {count} inventories showed no object"))
+        }
+        Some((time, ..)) => Err(format!("it was taken out of service {time} by force or without an inventory")),
+        None => Err("the keyring does not say who took it out of service".to_owned()),
     })
 }
 

@@ -85,7 +85,7 @@ impl Current {
         });
     }
 
-    /// Has the file looked at, and waits for what comes of it; not more often than every [`LOOK_PAUSE`].
+    /// Has the file looked at, and waits for what comes of it; not more often than every 5 s.
     pub async fn look_again(&self, deadline: Instant) {
         let Some(look) = &self.look else { return };
         let mut runs = look.runs.subscribe();

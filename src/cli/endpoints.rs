@@ -1,4 +1,4 @@
-//! Where `serve` answers `/livez`, `/readyz` and `/metrics`.
+//! Where `serve` answers `/livez`, `/readyz`, `/metrics` and `/keyring`.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::CliError;
 use super::serve::system_error;
 use crate::config::EndpointAddress;
 use crate::exit::ExitCode;
-use crate::keyring::Keyring;
+use crate::keyring::{Current, NodeReport};
 use crate::kms::socket::{self, Listener};
 use crate::kms::status::{HealthPolicy, healthz};
 use crate::observe::endpoints::{Answers, Endpoints};
@@ -51,23 +51,34 @@ pub(super) fn bind(address: &EndpointAddress) -> Result<Bound, CliError> {
 
 impl Bound {
     /// Answers there for as long as this process lives. What is returned removes a Unix socket when it goes.
-    pub(super) fn serve(self, keyring: Arc<Keyring>, policy: HealthPolicy) -> Result<Option<Listener>, CliError> {
+    pub(super) fn serve(self, current: Arc<Current>, policy: HealthPolicy) -> Result<Option<Listener>, CliError> {
         let health = {
-            let keyring = Arc::clone(&keyring);
-            move || healthz(&keyring.tokens().health(), policy)
+            let current = Arc::clone(&current);
+            move || healthz(&current.get().tokens().health(), policy)
         };
         let metrics = {
-            let health = health.clone();
+            let (current, health) = (Arc::clone(&current), health.clone());
             move || {
+                let keyring = current.get();
                 METRICS.text(&Snapshot {
                     key_id_hash: keyring.active().hash(),
+                    epoch: keyring.epoch(),
+                    is_current: current.refused().is_none(),
                     is_healthy: health() == "ok",
                     waiting: keyring.tokens().load(),
                     tokens: keyring.tokens().each(),
                 })
             }
         };
-        let endpoints = Endpoints::new(Answers { health: Box::new(health), metrics: Box::new(metrics) });
+        let mut instance = [0; 16];
+        getrandom::fill(&mut instance).map_err(system_error)?;
+        let instance = data_encoding::HEXLOWER.encode(&instance);
+        let keyring = move || {
+            let report = NodeReport::new(&instance, &current.get(), current.head(), current.refused());
+            report.map_or_else(String::new, |report| report.to_json())
+        };
+        let (health, metrics, keyring) = (Box::new(health), Box::new(metrics), Box::new(keyring));
+        let endpoints = Endpoints::new(Answers { health, metrics, keyring });
         match self {
             Self::Tcp(listener) => {
                 let listener = tokio::net::TcpListener::from_std(listener).map_err(system_error)?;

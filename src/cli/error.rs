@@ -5,7 +5,7 @@ use std::fmt;
 use crate::exit::ExitCode;
 
 /// A failed command.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct CliError {
     /// The exit code.
     pub code: ExitCode,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 
 use super::token::FileToken;
-use super::{Config, EndpointAddress, Kek, Limits, Log, Socket, Standby, Token};
+use super::{Config, EndpointAddress, Kek, KekSource, Limits, Log, Socket, Standby, Token};
 use crate::cluster::Cluster;
 use crate::kms::socket::PATH_LIMIT;
 use crate::kms::status::HealthPolicy;
@@ -61,7 +61,10 @@ pub(super) struct FileStandby {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileKek {
-    record: AbsolutePath,
+    #[serde(default)]
+    keyring: Option<AbsolutePath>,
+    #[serde(default)]
+    record: Option<AbsolutePath>,
     #[serde(default)]
     allow_trial: bool,
     #[serde(default)]
@@ -109,7 +112,17 @@ impl File {
     pub(super) fn check(self, profile: Profile, standby_profiles: Vec<Profile>) -> Result<Config, Fault> {
         let Self { _version: _, cluster, socket, token, standby, kek, health, endpoints, limits, log } = self;
         let FileSocket { path, mode } = socket;
-        let FileKek { record, allow_trial, accept_data_loss } = kek;
+        let FileKek { keyring, record, allow_trial, accept_data_loss } = kek;
+        let source = match (keyring, record) {
+            (Some(AbsolutePath(path)), None) => KekSource::Keyring(path),
+            (None, Some(AbsolutePath(path))) => KekSource::Record(path),
+            (keyring, _) => {
+                let problem = if keyring.is_some() { "both are there" } else { "neither is there" };
+                let problem = format!("of `kek.record` and `kek.keyring` there must be one; {problem}");
+                let hint = "name the record of the only KEK, or the keyring of several".to_owned();
+                return Err(Fault::Rule { field: "kek", problem, hint });
+            }
+        };
         let FileLimits { queue, sessions, deadline_ms } = limits;
         let FileLog { format, level } = log;
         let sessions = sessions.unwrap_or(if profile.sessions.serial { 1 } else { DEFAULT_SESSIONS });
@@ -135,7 +148,7 @@ impl File {
             standby,
             health,
             endpoints,
-            kek: Kek { record: record.0, allow_trial, accept_data_loss },
+            kek: Kek { source, allow_trial, accept_data_loss },
             limits: Limits {
                 queue: small(queue),
                 sessions: small(sessions),

@@ -73,12 +73,21 @@ pub struct Socket {
 /// The KEK.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Kek {
-    /// Absolute path of its record.
-    pub record: PathBuf,
+    /// Where it is said which key it is.
+    pub source: KekSource,
     /// Whether a KEK made unattended is served.
     pub allow_trial: bool,
     /// Whether a witnessed KEK is served whose ceremony proved no copies.
     pub accept_data_loss: bool,
+}
+
+/// Where it is said which key is the KEK. Absolute paths.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum KekSource {
+    /// In the keyring file of the cluster.
+    Keyring(PathBuf),
+    /// In the record of the only KEK.
+    Record(PathBuf),
 }
 
 /// Limits of the front process.

@@ -1,21 +1,57 @@
 //! Which KEK does what. The keyring deals in handles, not in keys: what a KEK's state forbids does not compile.
+//!
+//! [`KeyringFile`] is what stands on the disk, [`Keyring`] what is served now, and [`Current`] takes one for the other.
+
+mod current;
+mod file;
+mod history;
+mod report;
+mod wire;
+
+use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
-use crate::attributes::{AttributeName, AttributeValue};
+pub use self::current::{Current, LINGER};
+pub use self::file::{ChangeError, KeyringFile, Lock, folder, sha256};
+pub use self::history::{Change, Entry, Event, Operator, RecordPath, Refusal, State};
+pub use self::report::{NodeKek, NodeReport, NodeVerdict, Place};
+pub use self::wire::{wire_kek, wire_sealing};
 use crate::envelope::{Annotations, Blob, BlobError, Context};
 use crate::key_id::KeyId;
-use crate::record::{KekRecord, TokenKey};
-use crate::seal::{SealForm, Sealing};
+use crate::record::{KekRecord, Sha256Digest};
 use crate::secret::Plaintext;
 use crate::token::{RequestError, Tokens};
-use crate::wire::link;
 
 /// The KEKs of one cluster, on the tokens that hold them.
 pub struct Keyring {
     cluster: String,
     tokens: Tokens,
-    active: KeyId,
+    keks: Vec<Kek>,
+    active: Active,
+    /// Every key_id that opens, and the KEK that opens it, as the workers number them.
+    opens: BTreeMap<KeyId, u32>,
+    /// Activations of all KEKs so far.
+    epoch: u64,
+}
+
+/// The one KEK that seals.
+struct Active {
+    key_id: KeyId,
+    kek: u32,
+}
+
+/// A KEK with its record, and what it does: what a keyring is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kek {
+    /// SHA-256 of the record's file.
+    pub record_sha256: Sha256Digest,
+    /// What the ceremony wrote about it.
+    pub record: KekRecord,
+    /// What it does.
+    pub state: State,
+    /// How often it has become active.
+    pub activations: u64,
 }
 
 /// Can seal and open with the active KEK.
@@ -27,6 +63,7 @@ pub struct WrapHandle<'a> {
 pub struct UnwrapHandle<'a> {
     keyring: &'a Keyring,
     key_id: &'a KeyId,
+    kek: u32,
 }
 
 /// What Encrypt returns and etcd keeps.
@@ -51,21 +88,57 @@ pub enum HandleError {
     Request(#[from] RequestError),
 }
 
+/// KEKs that make no keyring.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyringError {
+    /// None is active, or more than one.
+    #[error("exactly one KEK must be active")]
+    Active,
+    /// Two records are of one KEK.
+    #[error("the KEK of label {0:?} stands in the keyring twice")]
+    Twice(String),
+}
+
 /// The activation of a KEK that has only ever been activated once.
 const FIRST_EPOCH: u64 = 1;
 
-/// Index of the KEK in what the worker was told: there is one.
-const ACTIVE_INDEX: u32 = 0;
-
 impl Keyring {
-    /// A keyring with the one KEK of `record`, active.
-    pub fn new(record: &KekRecord, tokens: Tokens) -> Self {
-        Self { cluster: record.cluster.as_str().to_owned(), tokens, active: first_key_id(record) }
+    /// The keyring of these KEKs, which `tokens` know in this order.
+    pub fn new(cluster: &str, keks: Vec<Kek>, tokens: Tokens) -> Result<Self, KeyringError> {
+        let (mut opens, mut active, mut epoch) = (BTreeMap::new(), None, 0);
+        for (index, kek) in (0..).zip(&keks) {
+            // One more than it has had: another node may activate it before this one hears of it.
+            for epoch in FIRST_EPOCH..=kek.activations.saturating_add(1) {
+                if opens.insert(key_id(&kek.record, epoch), index).is_some() {
+                    return Err(KeyringError::Twice(kek.record.kek.label.clone()));
+                }
+            }
+            epoch += kek.activations;
+            if kek.state == State::Active {
+                let now = Active { key_id: key_id(&kek.record, kek.activations), kek: index };
+                if active.replace(now).is_some() {
+                    return Err(KeyringError::Active);
+                }
+            }
+        }
+        let active = active.ok_or(KeyringError::Active)?;
+        tokens.seals_with(active.kek);
+        Ok(Self { cluster: cluster.to_owned(), tokens, keks, active, opens, epoch })
     }
 
     /// The key_id that Status announces.
     pub fn active(&self) -> &KeyId {
-        &self.active
+        &self.active.key_id
+    }
+
+    /// The KEKs, as the workers number them.
+    pub fn keks(&self) -> &[Kek] {
+        &self.keks
+    }
+
+    /// Activations of all KEKs so far.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// The tokens that hold the KEKs.
@@ -80,20 +153,38 @@ impl Keyring {
 
     /// The handle of the KEK with this key_id, if this keyring has it.
     pub fn unwrap(&self, key_id: &KeyId) -> Option<UnwrapHandle<'_>> {
-        (*key_id == self.active).then_some(UnwrapHandle { keyring: self, key_id: &self.active })
+        let (key_id, kek) = self.opens.get_key_value(key_id)?;
+        Some(UnwrapHandle { keyring: self, key_id, kek: *kek })
+    }
+}
+
+impl Kek {
+    /// The one KEK of a configuration without a keyring: active, for the first time.
+    pub fn only(record: KekRecord, record_sha256: Sha256Digest) -> Self {
+        Self { record_sha256, record, state: State::Active, activations: FIRST_EPOCH }
+    }
+
+    /// The key_id that it has, had last, or will have when it becomes active.
+    pub fn key_id(&self) -> KeyId {
+        key_id(&self.record, self.activations.max(FIRST_EPOCH))
+    }
+
+    /// The key_ids of all its activations so far.
+    pub fn key_ids(&self) -> impl Iterator<Item = KeyId> {
+        (FIRST_EPOCH..=self.activations).map(|epoch| key_id(&self.record, epoch))
     }
 }
 
 impl WrapHandle<'_> {
     /// Seals `plaintext`, bound to cluster, key_id and annotations.
     pub async fn seal(&self, plaintext: &Plaintext, deadline: Instant) -> Result<SealedSeed, HandleError> {
-        let Keyring { cluster, tokens, active } = self.keyring;
+        let Keyring { cluster, tokens, active: Active { key_id, kek }, .. } = self.keyring;
         let annotations = Annotations::new();
         // The form is bound, and tokens may differ in it.
-        let context = |form| *Context::seed(form, cluster, active, &annotations).as_bytes();
-        let sealed = tokens.seal(ACTIVE_INDEX, context, plaintext, deadline).await?;
+        let context = |form| *Context::seed(form, cluster, key_id, &annotations).as_bytes();
+        let sealed = tokens.seal(*kek, context, plaintext, deadline).await?;
         let ciphertext = Blob::new(sealed.form, &sealed.iv, &sealed.ciphertext)?.encode();
-        Ok(SealedSeed { ciphertext, key_id: active.clone(), annotations })
+        Ok(SealedSeed { ciphertext, key_id: key_id.clone(), annotations })
     }
 }
 
@@ -107,72 +198,15 @@ impl UnwrapHandle<'_> {
     ) -> Result<Plaintext, HandleError> {
         let blob = Blob::parse(blob)?;
         let context = Context::seed(blob.form(), &self.keyring.cluster, self.key_id, annotations);
-        Ok(self.keyring.tokens.open(ACTIVE_INDEX, wire_open(&blob, &context), deadline).await?)
+        Ok(self.keyring.tokens.open(self.kek, wire::wire_open(&blob, &context), deadline).await?)
     }
 }
 
 /// The key_id of the KEK of `record` in its first activation.
 pub fn first_key_id(record: &KekRecord) -> KeyId {
-    record.key_id(FIRST_EPOCH)
+    key_id(record, FIRST_EPOCH)
 }
 
-/// How a worker seals.
-pub fn wire_sealing(sealing: &Sealing) -> link::Sealing {
-    link::Sealing {
-        form: Some(wire_form(sealing.form)),
-        mechanism: sealing.mechanism,
-        send: sealing.send as u32,
-        call: sealing.call as u32,
-    }
-}
-
-/// What a worker must know of the KEK of `record`; `is_copy`: on a token that it was not made in, where the attributes that tell
-/// of its birth read otherwise.
-pub fn wire_kek(record: &KekRecord, is_copy: bool) -> link::Kek {
-    let proofs = record
-        .proofs
-        .iter()
-        .map(|proof| {
-            let blob = proof.blob();
-            let context = Context::proof(blob.form(), &record.ceremony.id.to_string(), record.kek.id.as_bytes());
-            link::Proof { open: Some(wire_open(&blob, &context)), digest: proof.challenge_sha256.0.to_vec() }
-        })
-        .collect();
-    let key = |key| wire_key(key, is_copy);
-    link::Kek { key: Some(key(&record.kek)), proofs, mac: record.mac_key.as_ref().map(key) }
-}
-
-fn wire_key(key: &TokenKey, is_copy: bool) -> link::TokenKey {
-    let counts = |name: &AttributeName| !(is_copy && name.tells_of_birth());
-    let attributes = key.attributes.iter().filter(|(name, _)| counts(name));
-    let attributes = attributes.map(|(name, value)| wire_attribute(*name, value)).collect();
-    link::TokenKey { cka_id: key.id.as_bytes().to_vec(), label: key.label.clone(), attributes }
-}
-
-fn wire_open(blob: &Blob<'_>, context: &Context) -> link::Open {
-    link::Open {
-        form: Some(wire_form(blob.form())),
-        iv: blob.iv().to_vec(),
-        context: context.as_bytes().to_vec(),
-        ciphertext: blob.ciphertext().to_vec(),
-    }
-}
-
-fn wire_form(form: SealForm) -> link::Form {
-    link::Form {
-        seal: form.seal.code().into(),
-        iv_layout: form.iv_layout.code().into(),
-        iv_length: form.iv_length.into(),
-    }
-}
-
-fn wire_attribute(name: AttributeName, value: &AttributeValue) -> link::ExpectedAttribute {
-    use link::expected_attribute::Value;
-    let value = match value {
-        AttributeValue::Bool(flag) => Some(Value::Flag(*flag)),
-        AttributeValue::Number(number) => Some(Value::Number(*number)),
-        AttributeValue::Mechanisms(list) => Some(Value::Mechanisms(link::Mechanisms { list: list.clone() })),
-        AttributeValue::Unavailable(_) => None,
-    };
-    link::ExpectedAttribute { name: name as u32, value }
+fn key_id(record: &KekRecord, epoch: u64) -> KeyId {
+    record.key_id(epoch)
 }

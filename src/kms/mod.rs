@@ -1,6 +1,7 @@
 //! The KMS v2 service on its Unix socket.
 
 pub mod client;
+pub mod connection;
 pub mod service;
 pub mod socket;
 pub mod status;

@@ -9,20 +9,21 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status};
 
+use super::connection::Told;
 use super::proto::key_management_service_server::KeyManagementService;
 use super::proto::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
 use super::status::{self, HealthPolicy};
 use crate::class::Class;
 use crate::envelope::{MAX_PLAINTEXT_BYTES, annotations};
 use crate::key_id::{self, KeyId};
-use crate::keyring::{HandleError, Keyring};
+use crate::keyring::{Current, HandleError, Keyring};
 use crate::observe::metrics::METRICS;
 use crate::secret::Plaintext;
 use crate::token::RequestError;
 
 /// KMS v2 over a keyring.
 pub struct Service {
-    keyring: Arc<Keyring>,
+    keyring: Arc<Current>,
     health: HealthPolicy,
     /// Longest time for one RPC, whatever the caller allows.
     deadline: Duration,
@@ -33,9 +34,20 @@ pub struct Service {
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 
 impl Service {
-    /// Serves `keyring`; each RPC is answered within `deadline`.
-    pub fn new(keyring: Arc<Keyring>, health: HealthPolicy, deadline: Duration) -> Self {
+    /// Serves what `keyring` is at the time; each RPC is answered within `deadline`.
+    pub fn new(keyring: Arc<Current>, health: HealthPolicy, deadline: Duration) -> Self {
         Self { keyring, health, deadline }
+    }
+
+    /// The keyring now; if it does not know this key_id, the one after a further look at its file.
+    async fn keyring_with(&self, key_id: &KeyId, deadline: Instant) -> Arc<Keyring> {
+        let keyring = self.keyring.get();
+        if keyring.unwrap(key_id).is_some() {
+            return keyring;
+        }
+        drop(keyring);
+        self.keyring.look_again(deadline).await;
+        self.keyring.get()
     }
 
     fn deadline<T>(&self, request: &Request<T>) -> Instant {
@@ -46,18 +58,24 @@ impl Service {
 
 #[tonic::async_trait]
 impl KeyManagementService for Service {
-    async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let keyring = self.keyring.get();
+        if let Some(told) = request.extensions().get::<Told>() {
+            told.tell(&keyring);
+        }
         Ok(Response::new(StatusResponse {
             version: "v2".to_owned(),
-            healthz: status::healthz(&self.keyring.tokens().health(), self.health),
-            key_id: self.keyring.active().as_str().to_owned(),
+            healthz: status::healthz(&keyring.tokens().health(), self.health),
+            key_id: keyring.active().as_str().to_owned(),
         }))
     }
 
     async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
         let deadline = self.deadline(&request);
+        let told = request.extensions().get::<Told>().cloned().unwrap_or_default();
+        let keyring = told.sealing(self.keyring.get());
         let EncryptRequest { plaintext, uid } = request.into_inner();
-        let call = Call::begin("Encrypt", &uid, self.keyring.active().hash());
+        let call = Call::begin("Encrypt", &uid, keyring.active().hash());
         let outcome = if plaintext.is_empty() {
             Err(Status::invalid_argument("the plaintext is empty"))
         } else if plaintext.len() > MAX_PLAINTEXT_BYTES {
@@ -67,7 +85,7 @@ impl KeyManagementService for Service {
             )))
         } else {
             let plaintext = Plaintext::new(plaintext.to_vec());
-            self.keyring.wrap().seal(&plaintext, deadline).await.map_err(|error| to_status(&error))
+            keyring.wrap().seal(&plaintext, deadline).await.map_err(|error| to_status(&error))
         };
         call.end(outcome.as_ref().err());
         let sealed = outcome?;
@@ -83,11 +101,10 @@ impl KeyManagementService for Service {
         let DecryptRequest { ciphertext, uid, key_id, annotations } = request.into_inner();
         let call = Call::begin("Decrypt", &uid, key_id::hash(&key_id));
         let outcome = async {
-            let known = KeyId::parse(&key_id);
-            let handle = known
-                .as_ref()
-                .and_then(|known| self.keyring.unwrap(known))
-                .ok_or_else(|| Status::not_found("this plugin has no KEK with that key_id"))?;
+            let unknown = || Status::not_found("this plugin has no KEK with that key_id");
+            let known = KeyId::parse(&key_id).ok_or_else(unknown)?;
+            let keyring = self.keyring_with(&known, deadline).await;
+            let handle = keyring.unwrap(&known).ok_or_else(unknown)?;
             annotations::check(&annotations).map_err(|error| Status::invalid_argument(error.to_string()))?;
             handle.open(&ciphertext, &annotations, deadline).await.map_err(|error| to_status(&error))
         }

@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz` and `/metrics` over HTTP, for kubelet and Prometheus. Public texts only, and nothing can be changed here.
+//! `/livez`, `/readyz`, `/metrics` and `/keyring` over HTTP, for kubelet, Prometheus and operators. Public texts only, and nothing can be changed here.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,6 +21,8 @@ pub struct Answers {
     pub health: Box<dyn Fn() -> String + Send + Sync>,
     /// The metrics, in the text format of `OpenMetrics`.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// The keyring, as JSON.
+    pub keyring: Box<dyn Fn() -> String + Send + Sync>,
 }
 
 /// The endpoints, as connections come to them.
@@ -40,6 +42,7 @@ const HEAD_LIMIT: Duration = Duration::from_secs(2);
 const CONNECTION_LIMIT: Duration = Duration::from_secs(5);
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
@@ -77,10 +80,11 @@ impl Answers {
                 (status, TEXT, format!("{health}\n"))
             }
             (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, OPEN_METRICS, (self.metrics)()),
-            (_, "/livez" | "/readyz" | "/metrics") => {
+            (&Method::GET | &Method::HEAD, "/keyring") => (StatusCode::OK, JSON, (self.keyring)()),
+            (_, "/livez" | "/readyz" | "/metrics" | "/keyring") => {
                 (StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".to_owned())
             }
-            _ => (StatusCode::NOT_FOUND, TEXT, "there are /livez, /readyz and /metrics\n".to_owned()),
+            _ => (StatusCode::NOT_FOUND, TEXT, "there are /livez, /readyz, /metrics and /keyring\n".to_owned()),
         };
         let mut response = Response::new(Full::new(Bytes::from(text)));
         *response.status_mut() = status;
@@ -100,7 +104,11 @@ mod tests {
     use super::*;
 
     fn answers(health: &'static str) -> Answers {
-        Answers { health: Box::new(move || health.to_owned()), metrics: Box::new(|| "# EOF\n".to_owned()) }
+        Answers {
+            health: Box::new(move || health.to_owned()),
+            metrics: Box::new(|| "# EOF\n".to_owned()),
+            keyring: Box::new(|| "{}\n".to_owned()),
+        }
     }
 
     fn status(health: &'static str, method: &Method, path: &str) -> u16 {
@@ -161,6 +169,7 @@ mod tests {
             ("ok", Method::GET, "/readyz", 200),
             ("gone: x", Method::HEAD, "/readyz", 503),
             ("ok", Method::GET, "/metrics", 200),
+            ("ok", Method::GET, "/keyring", 200),
             ("ok", Method::POST, "/metrics", 405),
             ("ok", Method::GET, "/", 404),
             ("ok", Method::GET, "/readyz/", 404),

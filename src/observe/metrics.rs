@@ -24,12 +24,17 @@ pub struct Metrics {
     worker_starts: Family<StartLabels, Counter>,
     failovers: Counter,
     joined: Counter,
+    reloads: Family<ReloadLabels, Counter>,
 }
 
 /// What is true at the moment of the question.
 pub struct Snapshot {
     /// Hash of the key_id that Status announces, as the API server's metrics print it.
     pub key_id_hash: String,
+    /// Activations of all KEKs so far.
+    pub epoch: u64,
+    /// What is served is the keyring file as it is.
+    pub is_current: bool,
     /// What Status says is `ok`.
     pub is_healthy: bool,
     /// Requests that wait for a token or run on it.
@@ -64,6 +69,11 @@ struct StartLabels {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ReloadLabels {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct TokenLabels {
     token: String,
     /// Place in the list, from 0: two tokens may have one label.
@@ -82,6 +92,7 @@ impl Default for Metrics {
             worker_starts: Family::default(),
             failovers: Counter::default(),
             joined: Counter::default(),
+            reloads: Family::default(),
         }
     }
 }
@@ -115,6 +126,12 @@ impl Metrics {
         self.joined.inc();
     }
 
+    /// A changed keyring file is served from now on, or was refused.
+    pub fn reload(&self, served: bool) {
+        let outcome = if served { "served" } else { "refused" };
+        self.reloads.get_or_create(&ReloadLabels { outcome }).inc();
+    }
+
     /// Everything, in the text format of `OpenMetrics` 1.0.
     pub fn text(&self, snapshot: &Snapshot) -> String {
         let mut registry = Registry::with_prefix("hsm_kms");
@@ -124,6 +141,13 @@ impl Metrics {
         registry.register("worker_starts", "Worker processes started", self.worker_starts.clone());
         registry.register("failovers", "Changes to another token because one failed", self.failovers.clone());
         registry.register("joined_requests", "Opens that got the answer of an identical one", self.joined.clone());
+        registry.register("keyring_reloads", "Changed keyring files, by what became of them", self.reloads.clone());
+        let epoch = Gauge::<i64>::default();
+        epoch.set(i64::try_from(snapshot.epoch).unwrap_or(i64::MAX));
+        registry.register("keyring_epoch", "Activations of all KEKs so far", epoch);
+        let current = Gauge::<i64>::default();
+        current.set(snapshot.is_current.into());
+        registry.register("keyring_current", "1 while the keyring file is served, 0 while it is refused", current);
         let waiting = Gauge::<i64>::default();
         waiting.set(i64::try_from(snapshot.waiting).unwrap_or(i64::MAX));
         registry.register("waiting_requests", "Requests that wait for a token or run on it", waiting);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -40,7 +41,7 @@ impl CeremonyId {
 pub struct Sha256Digest(pub [u8; 32]);
 
 /// A time in UTC, written as RFC 3339 with `Z`.
-#[derive(Clone, Copy, Eq, PartialEq)]
+#[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
 pub struct UtcTime(jiff::Timestamp);
 
 impl UtcTime {
@@ -53,6 +54,11 @@ impl UtcTime {
     /// Seconds since midnight, UTC.
     pub fn seconds_of_day(self) -> i64 {
         self.0.as_second().rem_euclid(DAY)
+    }
+
+    /// From `earlier` to this time; none if this is not the later one.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.duration_since(earlier.0).try_into().unwrap_or_default()
     }
 
     /// Whole days from then to now.

@@ -5,8 +5,6 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::MAX_FILE_BYTES;
-
 /// A file that cannot be used, with what it was meant to be.
 #[derive(Debug, Error)]
 #[error("{what}{}: {fault}", path.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default())]
@@ -108,8 +106,11 @@ pub enum Fault {
         line: usize,
     },
     /// It is longer than any such file.
-    #[error("the file has more than {MAX_FILE_BYTES} bytes")]
-    TooLong,
+    #[error("the file has more than {most} bytes")]
+    TooLong {
+        /// As many as it may have.
+        most: usize,
+    },
     /// A key that does not exist.
     #[error("{place}: unknown key `{key}`")]
     UnknownKey {
@@ -171,7 +172,7 @@ impl Fault {
             Self::SeveralDocuments => "keep one document: remove the line `---` or `...` and what follows".to_owned(),
             Self::Syntax { .. } => "correct the line, or the one before it".to_owned(),
             Self::Tab { .. } => "replace each tab by spaces".to_owned(),
-            Self::TooLong => "check that it is the right file".to_owned(),
+            Self::TooLong { .. } => "check that it is the right file".to_owned(),
             Self::UnknownKey { nearest: Some(nearest), .. } => format!("did you mean `{nearest}`?"),
             Self::UnknownKey { allowed, .. } if allowed.is_empty() => "remove the key".to_owned(),
             Self::UnknownKey { allowed, .. } => format!("allowed here: {}", allowed.join(", ")),

@@ -26,16 +26,26 @@ pub const MAX_FILE_BYTES: usize = 64 * 1024;
 
 /// Reads a whole file, at most [`MAX_FILE_BYTES`].
 pub fn read(path: &Path) -> Result<Vec<u8>, Fault> {
+    read_most(path, MAX_FILE_BYTES)
+}
+
+/// Reads a whole file, and one byte more than `most` if it is longer.
+pub fn read_most(path: &Path, most: usize) -> Result<Vec<u8>, Fault> {
     let mut bytes = Vec::new();
-    let limit = u64::try_from(MAX_FILE_BYTES).unwrap_or(u64::MAX);
+    let limit = u64::try_from(most).unwrap_or(u64::MAX);
     let file = File::open(path).map_err(|error| Fault::Read { error })?;
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| Fault::Read { error })?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(|error| Fault::Read { error })?;
     Ok(bytes)
 }
 
 /// Reads one JSON value with a `version` that must be `known`.
 pub fn json<T: DeserializeOwned>(bytes: &[u8], known: u64) -> Result<T, Fault> {
-    let text = text(bytes)?;
+    json_most(bytes, known, MAX_FILE_BYTES)
+}
+
+/// The same of at most `most` bytes: for files that grow.
+pub fn json_most<T: DeserializeOwned>(bytes: &[u8], known: u64, most: usize) -> Result<T, Fault> {
+    let text = text(bytes, most)?;
     let read = || serde_json::Deserializer::from_str(text);
     let mut walked = read();
     walk(&mut walked).map_err(|error| json_report(&error).malformed())?;
@@ -48,7 +58,7 @@ pub fn json<T: DeserializeOwned>(bytes: &[u8], known: u64) -> Result<T, Fault> {
 
 /// Reads one YAML document with a `version` that must be `known`.
 pub fn yaml<T: DeserializeOwned>(bytes: &[u8], known: u64) -> Result<T, Fault> {
-    let text = text(bytes)?;
+    let text = text(bytes, MAX_FILE_BYTES)?;
     let indented_by_tab = |line: &str| line.trim_start_matches(' ').starts_with('\t') && !line.trim().is_empty();
     if let Some(index) = text.lines().position(indented_by_tab) {
         return Err(Fault::Tab { line: index + 1 });
@@ -85,9 +95,9 @@ fn check_version(found: u64, known: u64) -> Result<(), Fault> {
     if found == known { Ok(()) } else { Err(Fault::Version { found, known }) }
 }
 
-fn text(bytes: &[u8]) -> Result<&str, Fault> {
-    if bytes.len() > MAX_FILE_BYTES {
-        return Err(Fault::TooLong);
+fn text(bytes: &[u8], most: usize) -> Result<&str, Fault> {
+    if bytes.len() > most {
+        return Err(Fault::TooLong { most });
     }
     if [&b"\xef\xbb\xbf"[..], b"\xff\xfe", b"\xfe\xff"].iter().any(|mark| bytes.starts_with(mark)) {
         return Err(Fault::ByteOrderMark);

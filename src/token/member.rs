@@ -1,10 +1,11 @@
 //! One token of the list: what is known about it now, and one attempt at a time to use it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::gate::Gate;
@@ -33,6 +34,8 @@ pub(super) struct Shared {
     pub(super) gate: Arc<Gate>,
     /// When the KEK last did its work, in milliseconds of [`uptime`]. 0: never.
     proved: AtomicU64,
+    /// Index of the KEK that seals.
+    pub(super) seals_with: AtomicU32,
 }
 
 /// What is known about the token now. Read from memory, never by asking the HSM.
@@ -83,8 +86,13 @@ pub(super) enum Attempt {
 }
 
 impl Member {
-    /// Starts the supervisor, which starts the worker. Returns at once.
-    pub(super) fn start(spec: WorkerSpec, position: u64, gate: Arc<Gate>, changes: watch::Sender<u64>) -> Self {
+    /// Starts the supervisor, which starts the worker, and the prober. Returns at once, with both.
+    pub(super) fn start(
+        spec: WorkerSpec,
+        position: u64,
+        gate: Arc<Gate>,
+        changes: watch::Sender<u64>,
+    ) -> (Self, [AbortHandle; 2]) {
         let state = State {
             phase: Phase::Starting,
             has_served: false,
@@ -102,11 +110,12 @@ impl Member {
             position,
             gate,
             proved: AtomicU64::new(0),
+            seals_with: AtomicU32::new(0),
         });
         let member = Self { shared };
-        tokio::spawn(supervisor::supervise(Arc::clone(&member.shared)));
-        tokio::spawn(supervisor::probe(member.clone()));
-        member
+        let supervisor = tokio::spawn(supervisor::supervise(Arc::clone(&member.shared)));
+        let prober = tokio::spawn(supervisor::probe(member.clone()));
+        (member, [supervisor.abort_handle(), prober.abort_handle()])
     }
 
     /// What is known about the token now.

@@ -14,13 +14,14 @@ mod process;
 mod simulation;
 mod supervisor;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 
 pub use self::choice::MAX_TOKENS;
@@ -35,7 +36,7 @@ use crate::seal::SealForm;
 use crate::secret::Plaintext;
 use crate::wire::link;
 
-/// The tokens that hold the KEK, in the order of preference. Cheap to clone.
+/// The tokens that hold the KEK, in the order of preference. Cheap to clone; the workers end with the last clone.
 #[derive(Clone)]
 pub struct Tokens {
     shared: Arc<Shared>,
@@ -43,6 +44,8 @@ pub struct Tokens {
 
 struct Shared {
     members: Vec<Member>,
+    /// What keeps the workers serving.
+    tasks: Vec<AbortHandle>,
     /// Index of the token that requests go to while it is sound.
     current: AtomicUsize,
     /// Counts the changes of all members.
@@ -128,7 +131,7 @@ impl Tokens {
     pub fn start(specs: Vec<WorkerSpec>, queue_limit: usize) -> Self {
         let (teller, changes) = watch::channel(0);
         let mut gates: Vec<(GateKey, Arc<Gate>)> = Vec::new();
-        let mut members = Vec::new();
+        let (mut members, mut tasks) = (Vec::new(), Vec::new());
         for (position, spec) in (0..).zip(specs.into_iter().take(MAX_TOKENS)) {
             let key = (spec.start.token_serial.clone(), spec.start.pin.clone());
             let known = gates.iter().find(|(other, _)| *other == key).map(|(_, gate)| Arc::clone(gate));
@@ -137,17 +140,20 @@ impl Tokens {
                 gates.push((key, Arc::clone(&gate)));
                 gate
             });
-            members.push(Member::start(spec, position, gate, teller.clone()));
+            let (member, keepers) = Member::start(spec, position, gate, teller.clone());
+            members.push(member);
+            tasks.extend(keepers);
         }
         let shared = Arc::new(Shared {
             members,
+            tasks,
             current: AtomicUsize::new(0),
             changes,
             flights: Flights::default(),
             waiting: AtomicUsize::new(0),
             queue_limit,
         });
-        tokio::spawn(go_back(Arc::clone(&shared)));
+        tokio::spawn(go_back(Arc::downgrade(&shared)));
         Self { shared }
     }
 
@@ -179,6 +185,32 @@ impl Tokens {
     pub fn each(&self) -> Vec<(String, bool, Option<Duration>)> {
         let each = |member: &Member| (member.label().to_owned(), member.state().is_sound(), member.proved_ago());
         self.shared.members.iter().map(each).collect()
+    }
+
+    /// Waits until each token serves, or why it does not is known: in the order of the list.
+    pub async fn settled(&self) -> Vec<Result<(), Failure>> {
+        let mut changes = self.shared.changes.clone();
+        loop {
+            changes.mark_unchanged();
+            let outcome = |member: &Member| match member.state().phase {
+                Phase::Starting => None,
+                Phase::Ready => Some(Ok(())),
+                Phase::Down(failure) => Some(Err(failure)),
+            };
+            if let Some(outcomes) = self.shared.members.iter().map(outcome).collect() {
+                return outcomes;
+            }
+            if changes.changed().await.is_err() {
+                return vec![Err(Failure::worker_lost()); self.shared.members.len()];
+            }
+        }
+    }
+
+    /// Says which KEK seals from now on: the one that is tried when sealing has failed.
+    pub fn seals_with(&self, kek: u32) {
+        for member in &self.shared.members {
+            member.shared.seals_with.store(kek, Ordering::Relaxed);
+        }
     }
 
     /// Requests that wait for a token or run on it now.
@@ -372,18 +404,25 @@ fn standing_of(state: &member::State, tried: Tried) -> Standing {
 }
 
 /// Goes back to a token nearer the front of the list once it has been sound for a while.
-async fn go_back(shared: Arc<Shared>) {
-    if shared.members.len() < 2 {
-        return;
-    }
+async fn go_back(shared: Weak<Shared>) {
     loop {
         sleep(Duration::from_secs(1)).await;
+        let Some(shared) = shared.upgrade().filter(|shared| shared.members.len() > 1) else { return };
         let current = shared.current.load(Ordering::Relaxed);
         let mut before = shared.members.iter().take(current);
         let Some(index) = before.position(|member| member.state().sound_for() >= RETURN_AFTER) else { continue };
         if let (Some(from), Some(to)) = (shared.members.get(current), shared.members.get(index)) {
             shared.current.store(index, Ordering::Relaxed);
             tracing::info!(from = from.label(), to = to.label(), "going back to the token that is sound again");
+        }
+    }
+}
+
+impl Drop for Shared {
+    /// A worker whose front's end of the control socket is gone ends by itself, but not amid a login.
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
         }
     }
 }

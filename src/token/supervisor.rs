@@ -1,6 +1,7 @@
 //! Keeps one worker serving: starts it, watches it, kills it when it hangs, replaces it, and proves the KEK.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -114,7 +115,8 @@ pub(super) async fn probe(member: Member) {
             // The API server seals about once in its life: nobody but us would find out that sealing works again.
             let trial = link::Seal { context: vec![0; 32], plaintext: vec![0; 32] };
             let deadline = Instant::now() + TRIAL_LIMIT;
-            let _ = member.attempt(Work::Seal, 0, link::request::Work::Seal(trial), deadline).await;
+            let kek = member.shared.seals_with.load(Ordering::Relaxed);
+            let _ = member.attempt(Work::Seal, kek, link::request::Work::Seal(trial), deadline).await;
         } else if member.proved_ago().is_some_and(|ago| ago < interval) {
             continue;
         }

@@ -1,0 +1,187 @@
+//! Follows the keyring file: what changed is made ready beside what serves, and then takes its place.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::Signal;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::keks;
+use crate::class::Class;
+use crate::cli::CliError;
+use crate::config::{Config, KekSource};
+use crate::keyring::{Current, Kek, Keyring, KeyringFile};
+use crate::observe::metrics::METRICS;
+use crate::record::{Sha256Digest, UtcTime};
+use crate::token::{Failure, Tokens};
+
+/// How often the file is looked at.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Longest wait for new workers. One that does not start says so within 10 s, and those with one PIN start one by one.
+const START_LIMIT: Duration = Duration::from_secs(90);
+
+/// After new workers that did not serve, before others are tried.
+const PAUSE: Duration = Duration::from_secs(30);
+
+struct Follower {
+    config: Config,
+    path: PathBuf,
+    current: Arc<Current>,
+    /// What is served.
+    file: KeyringFile,
+    /// The latest time that was seen: a clock that is put back takes no activation back.
+    now: UtcTime,
+    failed: Option<Failed>,
+}
+
+/// A file whose KEKs a token did not prove.
+struct Failed {
+    head: Sha256Digest,
+    error: CliError,
+    /// When they are tried again. `None`: not before the operator's word, since another login could lock the token.
+    again: Option<Instant>,
+}
+
+/// Follows the file, and the operator's word (SIGHUP), for as long as this process lives.
+pub(super) async fn run(config: Config, file: Option<KeyringFile>, current: Arc<Current>, mut hangup: Signal) {
+    let (KekSource::Keyring(path), Some(file)) = (config.kek.source.clone(), file) else {
+        while hangup.recv().await.is_some() {
+            current.get().tokens().restart();
+        }
+        return;
+    };
+    let mut follower =
+        Follower { config, path, current: Arc::clone(&current), file, now: UtcTime::now(), failed: None };
+    loop {
+        tokio::select! {
+            () = sleep(follower.pause()) => drop(follower.look().await),
+            () = current.asked() => {
+                follower.look().await;
+                current.looked();
+            }
+            _ = hangup.recv() => {
+                follower.failed = None;
+                let has_started = follower.look().await;
+                if !has_started {
+                    current.get().tokens().restart();
+                }
+            }
+        }
+    }
+}
+
+impl Follower {
+    /// Until the next look.
+    fn pause(&self) -> Duration {
+        let planned = self.file.planned().filter(|at| *at > self.now);
+        planned.map_or(INTERVAL, |at| at.since(UtcTime::now()).min(INTERVAL))
+    }
+
+    /// Looks at the file and at the clock. Whether workers were started, whatever came of it.
+    async fn look(&mut self) -> bool {
+        self.now = self.now.max(UtcTime::now());
+        let mut has_started = false;
+        match self.follow(&mut has_started).await {
+            Ok(()) => drop(self.current.refuse(None)),
+            Err(error) => self.refuse(&error),
+        }
+        if let Err(error) = self.keep_time() {
+            self.refuse(&error);
+        }
+        has_started
+    }
+
+    /// Serves the file as it is now, if it is another.
+    async fn follow(&mut self, has_started: &mut bool) -> Result<(), CliError> {
+        let unusable = |why: String, hint: String| keks::unusable_keyring(&self.path, why, hint);
+        let file = KeyringFile::read(&self.path).map_err(|error| unusable(error.to_string(), error.hint()))?;
+        if file.head() == self.file.head() {
+            return Ok(());
+        }
+        if file.events_after(self.file.head()).is_none() {
+            let why = "its history does not go on from the one that is served: it is older, or another".to_owned();
+            let hint = "put the newest file there; to go back on purpose, restart the plugin".to_owned();
+            return Err(unusable(why, hint));
+        }
+        let next = keks::of_keyring(&self.config, &self.path, &file, self.now)?;
+        let now = self.current.get();
+        if now.keks().iter().map(|kek| kek.record_sha256).eq(next.iter().map(|kek| kek.record_sha256)) {
+            return self.serve(file, next, now.tokens().clone());
+        }
+        if let Some(failed) = self.failed.as_ref().filter(|failed| failed.head == file.head())
+            && failed.again.is_none_or(|again| Instant::now() < again)
+        {
+            return Err(failed.error.clone());
+        }
+        *has_started = true;
+        let started = start(&self.config, &now, &next).await;
+        drop(now);
+        match started {
+            Ok(tokens) => self.serve(file, next, tokens),
+            Err(Failure { class, detail, hint, .. }) => {
+                let error = unusable(format!("its KEKs are not all proved: {detail}"), hint);
+                let again = (class != Class::PinOrConfig).then(|| Instant::now() + PAUSE);
+                self.failed = Some(Failed { head: file.head(), error: error.clone(), again });
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets the activation happen that was planned for now.
+    fn keep_time(&mut self) -> Result<(), CliError> {
+        let now = self.current.get();
+        let mut keks = now.keks().to_vec();
+        let entries = self.file.at(self.now);
+        for kek in &mut keks {
+            if let Some(entry) = entries.iter().find(|entry| entry.record_sha256 == kek.record_sha256) {
+                (kek.state, kek.activations) = (entry.state, entry.activations);
+            }
+        }
+        if keks == now.keks() { Ok(()) } else { self.serve(self.file.clone(), keks, now.tokens().clone()) }
+    }
+
+    fn serve(&mut self, file: KeyringFile, keks: Vec<Kek>, tokens: Tokens) -> Result<(), CliError> {
+        let keyring = Keyring::new(self.config.cluster.as_str(), keks, tokens)
+            .map_err(|error| keks::unusable_keyring(&self.path, error.to_string(), "stage each KEK once".to_owned()))?;
+        METRICS.reload(true);
+        tracing::info!(
+            key_id_hash = keyring.active().hash(),
+            epoch = keyring.epoch(),
+            keks = keyring.keks().len(),
+            "another keyring is served"
+        );
+        self.current.replace(keyring, file.head());
+        self.file = file;
+        self.failed = None;
+        Ok(())
+    }
+
+    fn refuse(&self, error: &CliError) {
+        // Once per reason: the file is looked at again and again.
+        if self.current.refuse(Some(error.why.clone())) {
+            METRICS.reload(false);
+            tracing::error!(hint = error.hint, "{}; the one before is served: {}", error.what, error.why);
+        }
+    }
+}
+
+/// Workers for these KEKs. No token that serves now may be lost by it.
+async fn start(config: &Config, now: &Keyring, next: &[Kek]) -> Result<Tokens, Failure> {
+    let serves: Vec<bool> = now.tokens().each().into_iter().map(|(_, is_sound, _)| is_sound).collect();
+    let tokens = Tokens::start(keks::specs(config, next), config.limits.queue);
+    let settled = timeout(START_LIMIT, tokens.settled()).await.map_err(|_| Failure {
+        class: Class::Gone,
+        public: "the HSM cannot be reached".to_owned(),
+        detail: format!("new workers did not start within {} s", START_LIMIT.as_secs()),
+        hint: "check the HSM; it is tried again".to_owned(),
+    })?;
+    let is_one_ready = settled.iter().any(Result::is_ok);
+    for (serves, outcome) in serves.into_iter().zip(settled) {
+        if serves || !is_one_ready {
+            outcome?;
+        }
+    }
+    Ok(tokens)
+}

@@ -1,0 +1,84 @@
+//! One connection, and what Status last said on it: the API server's Encrypt must agree with that, also amid a rotation.
+//!
+//! One connection belongs to one provider entry of one API server, which seals right after a Status with another key_id.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tonic::transport::server::Connected;
+
+use crate::keyring::Keyring;
+
+/// A connection to the service.
+pub struct Connection {
+    stream: UnixStream,
+    told: Told,
+}
+
+/// The keyring that answered the last Status on a connection, while it is still there. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Told(Arc<Mutex<Weak<Keyring>>>);
+
+impl Connection {
+    /// A connection on which nothing was said.
+    pub fn new(stream: UnixStream) -> Self {
+        Self { stream, told: Told::default() }
+    }
+}
+
+impl Told {
+    /// Status was answered from `keyring`.
+    pub fn tell(&self, keyring: &Arc<Keyring>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(keyring);
+    }
+
+    /// The keyring to seal with: the one that Status told of, or else the one that is `current`.
+    pub fn sealing(&self, current: Arc<Keyring>) -> Arc<Keyring> {
+        let told = self.0.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        told.filter(|told| told.active() != current.active()).unwrap_or(current)
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Told;
+
+    fn connect_info(&self) -> Told {
+        self.told.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -5,6 +5,7 @@ mod ceremony;
 mod endpoints;
 mod error;
 mod hsm;
+mod keyring;
 mod profiles;
 mod serve;
 mod worker;
@@ -30,6 +31,8 @@ enum Command {
     Ceremony(ceremony::CeremonyArgs),
     /// Find out what an HSM really does
     Hsm(hsm::HsmArgs),
+    /// Show and change the KEKs of a cluster: which one seals, which ones open
+    Keyring(keyring::KeyringArgs),
     /// The process that tries a module out; started by `hsm probe`, never by hand
     #[command(hide = true)]
     ProbeWorker,
@@ -48,6 +51,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         Command::Call(args) => call::run(args).map(|()| ExitCode::Done),
         Command::Ceremony(args) => ceremony::run(args),
         Command::Hsm(args) => hsm::run(args),
+        Command::Keyring(args) => keyring::run(args),
         Command::ProbeWorker => hsm::run_worker(),
         Command::Profiles(args) => profiles::run(args).map(|()| ExitCode::Done),
         Command::Serve(args) => serve::run(&args).map(|()| ExitCode::Done),

@@ -257,6 +257,18 @@ impl Change {
         }
     }
 
+    /// What else there is to say, for people; ends in a blank.
+    pub fn note(&self) -> String {
+        let forced = |forced: bool| if forced { "FORCED: " } else { "" };
+        match self {
+            Self::Activate { at: Some(at), forced: is_forced, .. } => format!("from {at} on. {}", forced(*is_forced)),
+            Self::Activate { forced: is_forced, .. } | Self::Retire { forced: is_forced, .. } => {
+                forced(*is_forced).to_owned()
+            }
+            _ => String::new(),
+        }
+    }
+
     /// As the file writes it.
     pub fn word(&self) -> &'static str {
         match self {

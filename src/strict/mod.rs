@@ -48,7 +48,7 @@ pub fn json_most<T: DeserializeOwned>(bytes: &[u8], known: u64, most: usize) -> 
     let text = text(bytes, most)?;
     let read = || serde_json::Deserializer::from_str(text);
     let mut walked = read();
-    walk(&mut walked).map_err(|error| json_report(&error).malformed())?;
+    walk(&mut walked, most).map_err(|error| json_report(&error).malformed())?;
     walked.end().map_err(|error| Report::json(String::new(), &error).malformed())?;
     let Versioned { version } =
         serde_path_to_error::deserialize(&mut read()).map_err(|error| json_report(&error).unusable())?;
@@ -67,7 +67,7 @@ pub fn yaml<T: DeserializeOwned>(bytes: &[u8], known: u64) -> Result<T, Fault> {
         return Err(Fault::Empty);
     }
     let read = || serde_yaml::Deserializer::from_str(text);
-    walk(read()).map_err(|error| yaml_report(&error).malformed())?;
+    walk(read(), MAX_FILE_BYTES).map_err(|error| yaml_report(&error).malformed())?;
     let Versioned { version } =
         serde_path_to_error::deserialize(read()).map_err(|error| yaml_report(&error).unusable())?;
     check_version(version, known)?;

@@ -7,15 +7,14 @@ use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visit
 
 use serde_path_to_error::{Error, Track};
 
-use super::MAX_FILE_BYTES;
 use super::report::{DUPLICATE, shown};
 
-/// Walks over a whole value of at most [`MAX_FILE_BYTES`] nodes.
+/// Walks over a whole value of at most so many nodes as its file may have bytes.
 ///
 /// A file has more nodes than bytes only where YAML aliases repeat parts of it, and those can make it grow without end.
-pub(super) fn walk<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), Error<D::Error>> {
+pub(super) fn walk<'de, D: Deserializer<'de>>(deserializer: D, most: usize) -> Result<(), Error<D::Error>> {
     let mut track = Track::new();
-    let mut left = MAX_FILE_BYTES;
+    let mut left = most;
     let tracked = serde_path_to_error::Deserializer::new(deserializer, &mut track);
     Walk(&mut left).deserialize(tracked).map_err(|error| Error::new(track.path(), error))
 }

@@ -218,12 +218,16 @@ impl Tokens {
         self.shared.waiting.load(Ordering::Relaxed)
     }
 
+    /// Whether every token serves without a fault.
+    pub fn are_sound(&self) -> bool {
+        self.shared.members.iter().all(|member| member.state().is_sound())
+    }
+
     /// Replaces the workers: the operator's word that PIN or configuration were mended. One login attempt each. While one token is in
     /// trouble, those that serve are left alone.
     pub fn restart(&self) {
-        let members = &self.shared.members;
-        let all_sound = members.iter().all(|member| member.state().is_sound());
-        for member in members.iter().filter(|member| all_sound || !member.state().is_sound()) {
+        let all_sound = self.are_sound();
+        for member in self.shared.members.iter().filter(|member| all_sound || !member.state().is_sound()) {
             member.shared.restart.notify_one();
         }
     }

@@ -25,6 +25,9 @@ const START_LIMIT: Duration = Duration::from_secs(90);
 /// After new workers that did not serve, before others are tried.
 const PAUSE: Duration = Duration::from_secs(30);
 
+/// A file that is served for no longer than this may be what a signal was sent for.
+const RECENT: Duration = Duration::from_mins(1);
+
 struct Follower {
     config: Config,
     path: PathBuf,
@@ -34,6 +37,8 @@ struct Follower {
     /// The latest time that was seen: a clock that is put back takes no activation back.
     now: UtcTime,
     failed: Option<Failed>,
+    /// When another file was last served.
+    changed: Option<Instant>,
 }
 
 /// A file whose KEKs a token did not prove.
@@ -52,8 +57,9 @@ pub(super) async fn run(config: Config, file: Option<KeyringFile>, current: Arc<
         }
         return;
     };
-    let mut follower =
-        Follower { config, path, current: Arc::clone(&current), file, now: UtcTime::now(), failed: None };
+    let served = Arc::clone(&current);
+    let now = UtcTime::now();
+    let mut follower = Follower { config, path, current: served, file, now, failed: None, changed: None };
     loop {
         tokio::select! {
             () = sleep(follower.pause()) => drop(follower.look().await),
@@ -64,7 +70,9 @@ pub(super) async fn run(config: Config, file: Option<KeyringFile>, current: Arc<
             _ = hangup.recv() => {
                 follower.failed = None;
                 let has_started = follower.look().await;
-                if !has_started {
+                // The file that it was sent for may have been found without it.
+                let is_for_file = follower.changed.is_some_and(|at| at.elapsed() < RECENT);
+                if !has_started && !(is_for_file && current.get().tokens().are_sound()) {
                     current.get().tokens().restart();
                 }
             }
@@ -155,6 +163,7 @@ impl Follower {
         self.current.replace(keyring, file.head());
         self.file = file;
         self.failed = None;
+        self.changed = Some(Instant::now());
         Ok(())
     }
 

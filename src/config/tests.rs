@@ -64,6 +64,8 @@ fn faults_are_named_with_field_and_line() {
         ("level: info", "level: info\n  level: warn", "line 23, column 3: duplicate key `level`"),
         ("cluster: prod-eu-1", "cluster: Prod", "line 3, column 10: `cluster`: a cluster id has 1 to 63"),
         ("cluster: prod-eu-1\n", "", "missing key `cluster`"),
+        ("  record: /etc/hsm-kms/kek-record.json\n", "", "`kek`: of `kek.record` and `kek.keyring` there must be one"),
+        ("  record: /etc", "  keyring: /etc/x\n  record: /etc", "there must be one; both are there"),
         ("\"0600\"", "\"0666\"", "line 6, column 9: `socket.mode`: expected \"0600\" (owner) or \"0660\""),
         ("\"0600\"", "384", "`socket.mode`: expected \"0600\""),
         ("/run/hsm-kms/", "run/", "`socket.path`: expected an absolute path"),

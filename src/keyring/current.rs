@@ -37,7 +37,12 @@ const LOOK_PAUSE: Duration = Duration::from_secs(5);
 impl Current {
     /// Serves this keyring, which no other follows.
     pub fn fixed(keyring: Keyring) -> Self {
-        Self { keyring: RwLock::new(Arc::new(keyring)), head: RwLock::default(), refused: RwLock::default(), look: None }
+        Self {
+            keyring: RwLock::new(Arc::new(keyring)),
+            head: RwLock::default(),
+            refused: RwLock::default(),
+            look: None,
+        }
     }
 
     /// Serves this keyring, from the file with this head; whoever calls [`Current::asked`] follows the file.

@@ -53,7 +53,9 @@ impl ChangeError {
         match self {
             Self::File(error) => error.hint(),
             Self::Refused(refusal) => refusal.hint(),
-            Self::Write { .. } => "check the rights on the folder, its room, and that nobody else changes it".to_owned(),
+            Self::Write { .. } => {
+                "check the rights on the folder, its room, and that nobody else changes it".to_owned()
+            }
         }
     }
 }
@@ -69,6 +71,16 @@ impl KeyringFile {
     pub fn read(path: &Path) -> Result<Self, FileError> {
         let checked = strict::read_most(path, MAX_BYTES).and_then(|bytes| checked(&bytes));
         checked.map_err(|fault| FileError::new(WHAT, Some(path), fault))
+    }
+
+    /// The same with the SHA-256 of the file, unless that is `known`: then nothing more is done.
+    pub fn read_other(path: &Path, known: Option<Sha256Digest>) -> Result<Option<(Self, Sha256Digest)>, FileError> {
+        let read = || {
+            let bytes = strict::read_most(path, MAX_BYTES)?;
+            let digest = sha256(&bytes);
+            if Some(digest) == known { Ok(None) } else { checked(&bytes).map(|file| Some((file, digest))) }
+        };
+        read().map_err(|fault| FileError::new(WHAT, Some(path), fault))
     }
 
     /// As [`KeyringFile::read`], for bytes that are not from a file.

@@ -6,6 +6,8 @@ mod current;
 mod file;
 mod history;
 mod report;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::collections::BTreeMap;

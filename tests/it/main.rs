@@ -46,6 +46,7 @@ mod processes;
 mod profiles;
 mod refusal;
 mod resilience;
+mod rotation;
 mod seals;
 mod setup;
 mod traps;

@@ -14,12 +14,16 @@ pub fn worker(plugin: &Plugin) -> Option<Pid> {
 
 /// The one child that the main thread of this process has, if it has one now.
 pub fn child_of(parent: Pid) -> Option<Pid> {
+    let children = children_of(parent);
+    assert!(children.len() < 2, "it has one child");
+    children.first().copied()
+}
+
+/// The children that the main thread of this process has now.
+pub fn children_of(parent: Pid) -> Vec<Pid> {
     let parent = parent.as_raw_nonzero();
     let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
-    let mut children = children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap()).unwrap());
-    let child = children.next();
-    assert_eq!(children.next(), None, "it has one child");
-    child
+    children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap()).unwrap()).collect()
 }
 
 /// Another worker than this one, once it is there.

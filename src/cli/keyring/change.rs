@@ -1,6 +1,7 @@
 //! What changes a keyring: each command is one event of its history.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
@@ -139,6 +140,7 @@ pub(super) fn activate(args: ActivateArgs) -> Result<ExitCode, CliError> {
     let _lock = lock(&target)?;
     let file = read(&target.keyring)?;
     let record = known_record(&file, &target.keyring, &record)?;
+    refuse_late(&file)?;
     if cancel {
         return commit(&target, &file, Change::Cancel { record }, force.or(reason));
     }
@@ -160,11 +162,29 @@ pub(super) fn activate(args: ActivateArgs) -> Result<ExitCode, CliError> {
     commit(&target, &file, change, force.or(reason))
 }
 
+/// A node whose clock is ahead of this one may have done by now what is planned for the next moment.
+fn refuse_late(file: &KeyringFile) -> Result<(), CliError> {
+    let now = UtcTime::now();
+    match file.planned().filter(|at| *at > now && at.since(now) < LATE) {
+        None => Ok(()),
+        Some(at) => Err(CliError {
+            code: ExitCode::DoesNotHold,
+            what: "the keyring was not changed".to_owned(),
+            why: format!("an activation is planned for {at}, and some node's clock may be there already"),
+            hint: "wait until it has happened everywhere".to_owned(),
+        }),
+    }
+}
+
+/// So near to its time a planned activation is not cancelled or replaced any more.
+const LATE: Duration = Duration::from_mins(1);
+
 pub(super) fn retire(args: RetireArgs) -> Result<ExitCode, CliError> {
     let RetireArgs { target, record, inventory, force, reason } = args;
     let _lock = lock(&target)?;
     let file = read(&target.keyring)?;
     let record = known_record(&file, &target.keyring, &record)?;
+    refuse_late(&file)?;
     let inventories = Inventories::read(&inventory)?;
     let entries = file.at(UtcTime::now());
     let sealed = entries.iter().find(|entry| entry.record == record && entry.activations > 0);
@@ -190,7 +210,7 @@ fn lock(target: &Target) -> Result<Lock, CliError> {
 }
 
 /// A record that is to come into the keyring.
-fn new_record(target: &Target, path: &std::path::Path) -> Result<(RecordPath, Sha256Digest, KekRecord), CliError> {
+fn new_record(target: &Target, path: &Path) -> Result<(RecordPath, Sha256Digest, KekRecord), CliError> {
     let unusable = |why: String, hint: String| CliError {
         code: ExitCode::BadUsage,
         what: "the KEK record cannot be used".to_owned(),

@@ -69,8 +69,7 @@ async fn read(node: &str) -> Result<Vec<u8>, String> {
 }
 
 async fn ask(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Vec<u8>, String> {
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     tokio::spawn(connection);
     let request = Request::get("/keyring").header("host", "localhost").body(Empty::<Bytes>::new());
     let answer = sender.send_request(request.map_err(|error| error.to_string())?).await;

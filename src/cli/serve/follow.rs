@@ -34,6 +34,8 @@ struct Follower {
     current: Arc<Current>,
     /// What is served.
     file: KeyringFile,
+    /// SHA-256 of the file that says so.
+    digest: Option<Sha256Digest>,
     /// The latest time that was seen: a clock that is put back takes no activation back.
     now: UtcTime,
     failed: Option<Failed>,
@@ -59,7 +61,7 @@ pub(super) async fn run(config: Config, file: Option<KeyringFile>, current: Arc<
     };
     let served = Arc::clone(&current);
     let now = UtcTime::now();
-    let mut follower = Follower { config, path, current: served, file, now, failed: None, changed: None };
+    let mut follower = Follower { config, path, current: served, file, digest: None, now, failed: None, changed: None };
     loop {
         tokio::select! {
             () = sleep(follower.pause()) => drop(follower.look().await),
@@ -104,8 +106,11 @@ impl Follower {
     /// Serves the file as it is now, if it is another.
     async fn follow(&mut self, has_started: &mut bool) -> Result<(), CliError> {
         let unusable = |why: String, hint: String| keks::unusable_keyring(&self.path, why, hint);
-        let file = KeyringFile::read(&self.path).map_err(|error| unusable(error.to_string(), error.hint()))?;
+        let other = KeyringFile::read_other(&self.path, self.digest);
+        let other = other.map_err(|error| unusable(error.to_string(), error.hint()))?;
+        let Some((file, digest)) = other else { return Ok(()) };
         if file.head() == self.file.head() {
+            self.digest = Some(digest);
             return Ok(());
         }
         if file.events_after(self.file.head()).is_none() {
@@ -115,6 +120,12 @@ impl Follower {
         }
         let next = keks::of_keyring(&self.config, &self.path, &file, self.now)?;
         let now = self.current.get();
+        let loses =
+            |kek: &Kek| next.iter().any(|it| it.record_sha256 == kek.record_sha256 && it.activations < kek.activations);
+        if let Some(kek) = now.keks().iter().find(|kek| loses(kek)) {
+            let why = format!("it takes back an activation of {:?} that has happened here", kek.record.kek.label);
+            return Err(unusable(why, "activate that KEK again; to go back on purpose, restart the plugin".to_owned()));
+        }
         if now.keks().iter().map(|kek| kek.record_sha256).eq(next.iter().map(|kek| kek.record_sha256)) {
             return self.serve(file, next, now.tokens().clone());
         }

@@ -33,12 +33,7 @@ pub(super) fn load(config: &Config) -> Result<(Vec<Kek>, Option<KeyringFile>), C
 }
 
 /// The KEKs that are in service at this time.
-pub(super) fn of_keyring(
-    config: &Config,
-    path: &Path,
-    file: &KeyringFile,
-    now: UtcTime,
-) -> Result<Vec<Kek>, CliError> {
+pub(super) fn of_keyring(config: &Config, path: &Path, file: &KeyringFile, now: UtcTime) -> Result<Vec<Kek>, CliError> {
     if *file.cluster() != config.cluster {
         let (of_file, of_config) = (file.cluster().as_str(), config.cluster.as_str());
         let why = format!("it is for cluster {of_file:?}, the configuration says {of_config:?}");
@@ -132,13 +127,7 @@ fn check(config: &Config, path: &Path, record: &KekRecord) -> Result<(), CliErro
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What the worker of the token with this serial is told. A KEK that was made in another one is a copy there.
-fn worker_spec(
-    config: &Config,
-    keks: &[Kek],
-    token: &config::Token,
-    serial: &str,
-    is_standby: bool,
-) -> WorkerSpec {
+fn worker_spec(config: &Config, keks: &[Kek], token: &config::Token, serial: &str, is_standby: bool) -> WorkerSpec {
     let wire = |kek: &Kek| keyring::wire_kek(&kek.record, is_standby || kek.record.token.serial != serial);
     let profile = &token.profile;
     let codes = profile

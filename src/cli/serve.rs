@@ -137,19 +137,17 @@ async fn serve(config: Config, keks: Vec<Kek>, file: Option<KeyringFile>) -> Res
                 .await
         }
     });
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            ended = &mut serving => {
-                let why = ended.map_or_else(|error| error.to_string(), |served| format!("{served:?}"));
-                return Err(CliError {
-                    code: ExitCode::NotReachable,
-                    what: "the server ended by itself".to_owned(),
-                    why,
-                    hint: "see the log above, then start it again".to_owned(),
-                });
-            }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        ended = &mut serving => {
+            let why = ended.map_or_else(|error| error.to_string(), |served| format!("{served:?}"));
+            return Err(CliError {
+                code: ExitCode::NotReachable,
+                what: "the server ended by itself".to_owned(),
+                why,
+                hint: "see the log above, then start it again".to_owned(),
+            });
         }
     }
     tracing::info!("stopping: no new work, finishing what runs");

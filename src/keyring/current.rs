@@ -31,7 +31,7 @@ struct Look {
 /// of some seconds.
 pub const LINGER: Duration = Duration::from_secs(10);
 
-/// Least time between two looks that unknown key_ids ask for. They come from etcd, so anybody's may come, and often.
+/// Least time between two looks that unknown `key_id`s ask for. They come from etcd, so anybody's may come, and often.
 const LOOK_PAUSE: Duration = Duration::from_secs(5);
 
 impl Current {
@@ -67,9 +67,11 @@ impl Current {
     }
 
     /// Keeps why the file on the disk is not served. Whether that is news.
-    pub fn refuse(&self, why: Option<String>) -> bool {
+    pub fn refuse(&self, why: Option<&str>) -> bool {
         let mut refused = self.refused.write().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *refused, why.clone()) != why
+        let is_news = refused.as_deref() != why;
+        *refused = why.map(ToOwned::to_owned);
+        is_news
     }
 
     /// Serves another keyring from now on. The one before stays for a while, for those who were told of it.

@@ -168,10 +168,12 @@ pub(super) fn follow(entries: &mut Vec<Entry>, event: &Event) -> Result<(), Refu
             };
             refuse(entry, rule)?;
             // One plan at a time: the last word counts.
-            entries.iter_mut().for_each(|entry| entry.activate_at = None);
-            match at.filter(|at| *at > event.time) {
-                Some(at) => entries.get_mut(index).into_iter().for_each(|entry| entry.activate_at = Some(at)),
-                None => activate(entries, index),
+            let plan = at.filter(|at| *at > event.time);
+            for (position, entry) in entries.iter_mut().enumerate() {
+                entry.activate_at = plan.filter(|_| position == index);
+            }
+            if plan.is_none() {
+                activate(entries, index);
             }
         }
         Change::Cancel { record } => {

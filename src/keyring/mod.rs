@@ -171,7 +171,7 @@ impl Kek {
         key_id(&self.record, self.activations.max(FIRST_EPOCH))
     }
 
-    /// The key_ids of all its activations so far.
+    /// The `key_id`s of all its activations so far.
     pub fn key_ids(&self) -> impl Iterator<Item = KeyId> {
         (FIRST_EPOCH..=self.activations).map(|epoch| key_id(&self.record, epoch))
     }

@@ -74,7 +74,7 @@ pub(super) async fn run(config: Config, file: Option<KeyringFile>, current: Arc<
                 let has_started = follower.look().await;
                 // The file that it was sent for may have been found without it.
                 let is_for_file = follower.changed.is_some_and(|at| at.elapsed() < RECENT);
-                if !has_started && !(is_for_file && current.get().tokens().are_sound()) {
+                if !(has_started || is_for_file && current.get().tokens().are_sound()) {
                     current.get().tokens().restart();
                 }
             }
@@ -180,7 +180,7 @@ impl Follower {
 
     fn refuse(&self, error: &CliError) {
         // Once per reason: the file is looked at again and again.
-        if self.current.refuse(Some(error.why.clone())) {
+        if self.current.refuse(Some(&error.why)) {
             METRICS.reload(false);
             tracing::error!(hint = error.hint, "{}; the one before is served: {}", error.what, error.why);
         }

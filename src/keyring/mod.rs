@@ -111,13 +111,13 @@ impl Keyring {
         for (index, kek) in (0..).zip(&keks) {
             // One more than it has had: another node may activate it before this one hears of it.
             for epoch in FIRST_EPOCH..=kek.activations.saturating_add(1) {
-                if opens.insert(key_id(&kek.record, epoch), index).is_some() {
+                if opens.insert(kek.record.key_id(epoch), index).is_some() {
                     return Err(KeyringError::Twice(kek.record.kek.label.clone()));
                 }
             }
             epoch += kek.activations;
             if kek.state == State::Active {
-                let now = Active { key_id: key_id(&kek.record, kek.activations), kek: index };
+                let now = Active { key_id: kek.record.key_id(kek.activations), kek: index };
                 if active.replace(now).is_some() {
                     return Err(KeyringError::Active);
                 }
@@ -168,12 +168,12 @@ impl Kek {
 
     /// The key_id that it has, had last, or will have when it becomes active.
     pub fn key_id(&self) -> KeyId {
-        key_id(&self.record, self.activations.max(FIRST_EPOCH))
+        self.record.key_id(self.activations.max(FIRST_EPOCH))
     }
 
     /// The `key_id`s of all its activations so far.
     pub fn key_ids(&self) -> impl Iterator<Item = KeyId> {
-        (FIRST_EPOCH..=self.activations).map(|epoch| key_id(&self.record, epoch))
+        (FIRST_EPOCH..=self.activations).map(|epoch| self.record.key_id(epoch))
     }
 }
 
@@ -206,9 +206,5 @@ impl UnwrapHandle<'_> {
 
 /// The key_id of the KEK of `record` in its first activation.
 pub fn first_key_id(record: &KekRecord) -> KeyId {
-    key_id(record, FIRST_EPOCH)
-}
-
-fn key_id(record: &KekRecord, epoch: u64) -> KeyId {
-    record.key_id(epoch)
+    record.key_id(FIRST_EPOCH)
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use hsm_kms::kms::proto::StatusRequest;
 use serde_json::{Value, json};
 
-use self::load::{Load, SLOW, Store};
+use self::load::{Load, Store};
 use self::site::Site;
 use crate::failover::{SEED, decrypt, encrypt};
 use crate::faults::until;
@@ -76,20 +76,7 @@ async fn rotations_under_load_fail_nothing() {
         load.stop();
     }
     let tally = store.tally();
-    let during = |at: Instant| reloads.iter().any(|(from, to)| at >= *from && at <= *to + SLOW);
-    println!(
-        "{rotations} rotations, {} reloads: {} reads, {} writes, {} pairs of Status and Encrypt, {} failures; slowest call {:.1} ms; \
-         over {} ms: {}, of them {} amid a reload",
-        reloads.len(),
-        tally.reads,
-        tally.writes,
-        tally.pairs,
-        tally.failures.len(),
-        tally.slowest.as_secs_f64() * 1000.0,
-        SLOW.as_millis(),
-        tally.slow.len(),
-        tally.slow.iter().filter(|at| during(**at)).count(),
-    );
+    println!("{rotations} rotations, {}", tally.figures(&reloads));
     assert!(tally.failures.is_empty(), "{:#?}", tally.failures);
     assert!(tally.writes > rotations && tally.pairs > rotations, "{tally:?}");
     let converged = site.done(&["converged", "--nodes", &site.addresses(&[0, 1, 2])]);
@@ -247,6 +234,72 @@ async fn a_kek_that_is_not_on_the_token_is_not_served() {
     let why = format!("the node {address} cannot open with kek-2.json: it refuses the file on its disk");
     site.refused(&["activate", "--record", &stranger, "--nodes", &address], 1, &why);
     assert_eq!(site.keyring_command(&["converged", "--nodes", &address]).status.code(), Some(1));
+}
+
+/// Two tokens: a KEK that the second does not have is not served, since that would lose the second.
+#[tokio::test]
+async fn every_token_must_have_every_kek() {
+    let mut site = Site::prepare(1);
+    let without = site.clone_token();
+    site.make_kek(2);
+    site.add_node(site.clone_token(), Some(without)).await;
+    site.add_node(site.clone_token(), Some(site.clone_token())).await;
+    for node in &site.nodes {
+        until("both tokens", async || node.plugin().log().matches("token ready").count() == 2).await;
+    }
+    site.done(&["stage", "--record", &site.record(2)]);
+    site.hand_out(0);
+    refused(&site, "no key with label \"kek-2\"").await;
+    assert_eq!(site.nodes[0].report()["proved"], json!(true));
+    site.hand_out(1);
+    site.nodes[1].plugin().hang_up();
+    site.followed(1).await;
+    site.done(&["activate", "--record", "kek-2.json", "--nodes", &site.addresses(&[1])]);
+    site.hand_out(1);
+    site.nodes[1].plugin().hang_up();
+    site.followed(1).await;
+    let mut client = site.nodes[1].plugin().client().await;
+    let sealed = encrypt(&mut client).await.unwrap();
+    // The second token opens with the new KEK while the first is away.
+    site.nodes[1].lose_token();
+    site.nodes[1].plugin().hang_up();
+    until("the second token", async || decrypt(&mut client, &sealed).await.is_ok_and(|seed| seed == SEED)).await;
+    let again = encrypt(&mut client).await.unwrap();
+    assert_eq!(again.key_id, sealed.key_id);
+}
+
+/// No call is slowed by new workers, or by an activation. What the machine does besides is in the figures too: they are printed.
+#[tokio::test]
+async fn the_figures_of_a_reload() {
+    let site = Site::start(1, 2).await;
+    let store = Arc::new(Store::default());
+    let load = Load::start(0, site.nodes[0].plugin(), &store);
+    let mut reloads = Vec::new();
+    site.done(&["stage", "--record", &site.record(2)]);
+    hand_out(&site, &[0], &mut reloads).await;
+    for _ in 0..5 {
+        for arguments in [&["retire", "--force", "a test"][..], &["restore"]] {
+            site.done(&[arguments, &["--record", &site.record(2)]].concat());
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            hand_out(&site, &[0], &mut reloads).await;
+        }
+    }
+    for kek in [2, 1, 2, 1, 2, 1] {
+        site.done(&["activate", "--record", &site.record(kek), "--nodes", &site.addresses(&[0])]);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        hand_out(&site, &[0], &mut reloads).await;
+    }
+    load.stop();
+    let tally = store.tally();
+    println!("{}", tally.figures(&reloads));
+    let durations = "hsm_kms_request_duration_seconds";
+    for method in ["Encrypt", "Decrypt"] {
+        let count = |name: String| site.nodes[0].metric(&name).unwrap();
+        let all = count(format!("{durations}_count{{method=\"{method}\"}}"));
+        let quick = count(format!("{durations}_bucket{{le=\"0.05\",method=\"{method}\"}}"));
+        println!("{method}, as the plugin saw it: {quick} of {all} within 50 ms");
+    }
+    assert!(tally.failures.is_empty(), "{:#?}", tally.failures);
 }
 
 /// Activation at a time: every node at once, without a hand-out then; and a plan can be cancelled.

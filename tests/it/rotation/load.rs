@@ -28,10 +28,8 @@ pub struct Tally {
     pub writes: usize,
     pub pairs: usize,
     pub failures: Vec<String>,
-    /// How long the slowest call took.
-    pub slowest: Duration,
-    /// When calls ended that took longer than [`SLOW`].
-    pub slow: Vec<Instant>,
+    /// When each call began, and how long it took.
+    calls: Vec<(Instant, Duration)>,
 }
 
 /// The load on one node. It ends when it is stopped, not when it goes.
@@ -41,7 +39,7 @@ pub struct Load {
 }
 
 /// The slowest that a call may be because of a reload.
-pub const SLOW: Duration = Duration::from_millis(50);
+const SLOW: Duration = Duration::from_millis(50);
 
 impl Store {
     pub fn tally(&self) -> Tally {
@@ -54,16 +52,48 @@ impl Store {
 
     fn timed(&self, began: Instant) {
         let took = began.elapsed();
-        let mut tally = self.tally.lock().unwrap();
-        tally.slowest = tally.slowest.max(took);
-        if took > SLOW {
-            tally.slow.push(began + took);
-        }
+        self.tally.lock().unwrap().calls.push((began, took));
     }
 
     fn object(&self, index: usize) -> Option<(String, Vec<u8>)> {
         let objects = self.objects.lock().unwrap();
         objects.get(index % objects.len().max(1)).cloned()
+    }
+}
+
+impl Tally {
+    /// What was done, and how long calls took amid these reloads and between them.
+    pub fn figures(&self, reloads: &[(Instant, Instant)]) -> String {
+        let is_amid = |(began, took): &(Instant, Duration)| {
+            reloads.iter().any(|(from, to)| *began <= *to && *began + *took >= *from)
+        };
+        let figures = |calls: Vec<&(Instant, Duration)>| {
+            let mut times: Vec<Duration> = calls.iter().map(|(_, took)| *took).collect();
+            times.sort_unstable();
+            let at = |share: usize| {
+                times.get(times.len() * share / 1000).or(times.last()).map_or(0.0, |time| time.as_secs_f64() * 1e3)
+            };
+            let slow = times.iter().filter(|time| **time > SLOW).count();
+            format!(
+                "{} calls: median {:.1} ms, p99 {:.1} ms, slowest {:.1} ms, {slow} over {} ms",
+                times.len(),
+                at(500),
+                at(990),
+                at(1000),
+                SLOW.as_millis()
+            )
+        };
+        let (amid, between) = self.calls.iter().partition(|call| is_amid(call));
+        format!(
+            "{} reloads, {} reads, {} writes, {} pairs of Status and Encrypt, {} failures\n  amid reloads: {}\n  between them: {}",
+            reloads.len(),
+            self.reads,
+            self.writes,
+            self.pairs,
+            self.failures.len(),
+            figures(amid),
+            figures(between)
+        )
     }
 }
 
@@ -126,7 +156,7 @@ async fn serve(node: usize, mut server: ApiServer, store: &Store, stopped: watch
     }
 }
 
-/// Status and Encrypt, whose key_ids must agree; then Decrypt of what any node sealed.
+/// Status and Encrypt, whose `key_id`s must agree; then Decrypt of what any node sealed.
 async fn seal_and_open(node: usize, mut client: Client, store: &Store, stopped: watch::Receiver<bool>) {
     let mut count = 0_usize;
     while !*stopped.borrow() {

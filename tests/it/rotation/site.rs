@@ -20,34 +20,57 @@ pub struct Site {
     pub nodes: Vec<Node>,
 }
 
+/// A clone of a token: the same keys, label, serial number and PIN in another place.
+pub struct Clone {
+    place: TempDir,
+    section: Value,
+}
+
 /// A control-plane node.
 pub struct Node {
     place: TempDir,
     /// Where its endpoints are.
     pub address: String,
     config: Config,
+    _standby: Option<Clone>,
     pub plugin: Option<Plugin>,
 }
 
 impl Site {
     /// Nodes that serve a keyring with the first of so many KEKs. The tokens have all of them.
     pub async fn start(nodes: usize, keks: usize) -> Self {
-        let token = TestToken::softhsm2();
-        let operator = tempfile::tempdir().unwrap();
-        for kek in 1..=keks {
-            make_kek(&token.section(), &format!("kek-{kek}"), operator.path());
-        }
-        let mut site = Self { token, operator, nodes: Vec::new() };
-        site.done(&["init", "--record", &site.record(1)]);
+        let mut site = Self::prepare(keks);
         for _ in 0..nodes {
-            let node = Node::new(&site.token);
-            site.nodes.push(node);
-        }
-        for index in 0..nodes {
-            site.hand_out(index);
-            site.nodes[index].start().await;
+            site.add_node(Clone::of(&site.token), None).await;
         }
         site
+    }
+
+    /// A token with so many KEKs, and a keyring with the first. No node.
+    pub fn prepare(keks: usize) -> Self {
+        let site = Self { token: TestToken::softhsm2(), operator: tempfile::tempdir().unwrap(), nodes: Vec::new() };
+        (1..=keks).for_each(|kek| site.make_kek(kek));
+        site.done(&["init", "--record", &site.record(1)]);
+        site
+    }
+
+    /// Makes this KEK in the token that nodes are cloned from.
+    pub fn make_kek(&self, kek: usize) {
+        make_kek(&self.token.section(), &format!("kek-{kek}"), self.operator.path());
+    }
+
+    /// A clone of the token as it is now.
+    pub fn clone_token(&self) -> Clone {
+        Clone::of(&self.token)
+    }
+
+    /// A node with this token, and with a standby token.
+    pub async fn add_node(&mut self, token: Clone, standby: Option<Clone>) {
+        let record: Value = serde_json::from_slice(&fs::read(self.record(1)).unwrap()).unwrap();
+        self.nodes.push(Node::new(token, standby, &record["token"]["serial"]));
+        let node = self.nodes.len() - 1;
+        self.hand_out(node);
+        self.nodes[node].start().await;
     }
 
     /// The record of this KEK, from 1.
@@ -103,28 +126,41 @@ impl Site {
     }
 }
 
-impl Node {
-    /// A node with a clone of the token.
-    fn new(token: &TestToken) -> Self {
+impl Clone {
+    fn of(token: &TestToken) -> Self {
         let place = tempfile::tempdir().unwrap();
         let from = token.directory().join("softhsm2/tokens");
         assert!(Command::new("cp").arg("-a").arg(from).arg(place.path()).status().unwrap().success());
-        let variable = place.path().join("softhsm2.conf");
-        let tokens = place.path().join("tokens");
+        let (variable, tokens) = (place.path().join("softhsm2.conf"), place.path().join("tokens"));
         let content = format!("directories.tokendir = {}\nobjectstore.backend = file\n", tokens.display());
         fs::write(&variable, content).unwrap();
         let mut section = token.section();
         section["environment"] = json!({"SOFTHSM2_CONF": variable});
+        Self { place, section }
+    }
+}
+
+impl Node {
+    fn new(token: Clone, standby: Option<Clone>, serial: &Value) -> Self {
+        let Clone { place, section } = token;
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let mut config = Config::on(&section, place.path(), Path::new(""), "plugin");
         config.value["kek"] = json!({"keyring": place.path().join("keyring.json"), "allow_trial": true});
         config.value["endpoints"] = json!(address);
-        Self { place, address, config, plugin: None }
+        if let Some(standby) = &standby {
+            config.value["standby"] = json!([{"token": standby.section, "serial": serial}]);
+        }
+        Self { place, address, config, _standby: standby, plugin: None }
     }
 
     /// The folder with its keyring.
     pub fn place(&self) -> &Path {
         self.place.path()
+    }
+
+    /// Loses its first token: the files are gone.
+    pub fn lose_token(&self) {
+        fs::rename(self.place.path().join("tokens"), self.place.path().join("lost")).unwrap();
     }
 
     /// The section `token` of its configuration.

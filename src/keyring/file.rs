@@ -115,6 +115,16 @@ impl KeyringFile {
         self.keks.iter().find_map(|entry| entry.activate_at)
     }
 
+    /// When a KEK last became active.
+    pub fn last_activation(&self) -> Option<UtcTime> {
+        let time = |event: &Event| match event.change {
+            Change::Init { .. } => Some(event.time),
+            Change::Activate { at, .. } => at.max(Some(event.time)),
+            _ => None,
+        };
+        self.history.iter().filter_map(time).filter(|time| *time <= UtcTime::now()).max()
+    }
+
     /// How many events came after the one with this hash. `None`: it is not of this history.
     pub fn events_after(&self, head: Sha256Digest) -> Option<usize> {
         if head == self.head {

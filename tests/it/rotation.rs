@@ -63,7 +63,7 @@ async fn rotations_under_load_fail_nothing() {
         }
         if rotation % 9 == 4 {
             // The spare KEK goes and comes: new workers each time.
-            site.done(&["retire", "--record", &site.record(4), "--force", "a test"]);
+            site.done(&["retire", "--record", &site.record(4)]);
             hand_out(&site, &[0, 1, 2], &mut reloads).await;
             site.done(&["restore", "--record", &site.record(4)]);
             hand_out(&site, &[2, 1, 0], &mut reloads).await;
@@ -278,8 +278,8 @@ async fn the_figures_of_a_reload() {
     site.done(&["stage", "--record", &site.record(2)]);
     hand_out(&site, &[0], &mut reloads).await;
     for _ in 0..5 {
-        for arguments in [&["retire", "--force", "a test"][..], &["restore"]] {
-            site.done(&[arguments, &["--record", &site.record(2)]].concat());
+        for command in ["retire", "restore"] {
+            site.done(&[command, "--record", &site.record(2)]);
             tokio::time::sleep(Duration::from_millis(300)).await;
             hand_out(&site, &[0], &mut reloads).await;
         }
@@ -373,9 +373,9 @@ async fn an_activation_waits_for_every_node() {
 /// What needs a KEK keeps it in service.
 #[tokio::test]
 async fn a_kek_that_is_needed_is_not_retired() {
-    let site = Site::start(0, 2).await;
+    let site = Site::start(1, 2).await;
     site.done(&["stage", "--record", &site.record(2)]);
-    site.done(&["activate", "--record", "kek-2.json", "--force", "no node yet"]);
+    site.done(&["activate", "--record", "kek-2.json", "--force", "one node, which follows"]);
     let list = site.done(&["list"]);
     let [first, second] = [0, 1].map(|index| text_of(&list["keks"][index]["key_ids"][0]));
     let inventory = |name: &str, key_id: &str, made: &str, complete: bool| {
@@ -385,25 +385,43 @@ async fn a_kek_that_is_needed_is_not_retired() {
         fs::write(&path, value.to_string()).unwrap();
         text(&path)
     };
-    let now = jiff::Timestamp::now().to_string();
-    let unused = inventory("unused", &second, &now, true);
-    let retire =
-        |files: &str, why: &str| site.refused(&["retire", "--record", "kek-1.json", "--inventory", files], 1, why);
+    let [now, later] = [0, 601]
+        .map(|seconds| jiff::Timestamp::from_second(jiff::Timestamp::now().as_second() + seconds).unwrap().to_string());
+    let unused = inventory("unused", &second, &later, true);
+    let nodes = site.addresses(&[0]);
+    let retire = |files: &str, why: &str| {
+        site.refused(&["retire", "--record", "kek-1.json", "--inventory", files, "--nodes", &nodes], 1, why);
+    };
+    // The node has not heard of the new KEK, and goes on sealing.
+    retire(&unused, "seals with it");
+    site.hand_out(0);
+    site.nodes[0].plugin().hang_up();
+    site.followed(0).await;
     let needed = inventory("backup", &first, "2026-01-01T00:00:00Z", true);
     retire(&format!("{unused},{needed}"), "shows 3 objects that need it: secrets (kms)");
-    retire(&inventory("partial", &second, &now, false), "does not cover all of its store");
+    retire(&inventory("partial", &second, &later, false), "does not cover all of its store");
     retire(&inventory("old", &second, "2026-01-01T00:00:00Z", true), "no inventory is younger than 24 h");
-    site.refused(&["retire", "--record", "kek-1.json"], 2, "--inventory");
+    retire(&inventory("early", &second, &now, true), "10 min or more after a KEK last became active");
+    site.refused(&["retire", "--record", "kek-1.json"], 2, "nothing shows that nobody needs it");
     site.refused(&["retire", "--record", "kek-2.json", "--force", "x"], 1, "activate another one first");
-    let retired = site.done(&["retire", "--record", "kek-1.json", "--inventory", &unused]);
+    let retired = site.done(&["retire", "--record", "kek-1.json", "--inventory", &unused, "--nodes", &nodes]);
     assert_eq!(retired["state"], json!("destroyed"));
     let history = site.done(&["history"]);
     assert_eq!(history["history"][3]["change"]["inventories"].as_array().unwrap().len(), 1);
     assert_eq!(site.done(&["restore", "--record", "kek-1.json"])["state"], json!("retired"));
     // It comes back under a key_id that it never had.
-    site.done(&["activate", "--record", "kek-1.json", "--force", "no node yet"]);
+    site.done(&["activate", "--record", "kek-1.json", "--nodes", &nodes]);
     let ids = site.done(&["list"])["keks"][0]["key_ids"].as_array().unwrap().len();
     assert_eq!(ids, 2);
+}
+
+#[test]
+fn the_demo_shows_a_whole_rotation() {
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/demo-rotation");
+    let shown = Command::new(demo).args(["--bin", env!("CARGO_BIN_EXE_hsm-kms")]).output().unwrap();
+    let text = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.status.success(), "{text}{}", String::from_utf8_lossy(&shown.stderr));
+    assert!(text.contains("the old seed opens no more"), "{text}");
 }
 
 /// Killed at each system call of a write, a command leaves the old keyring or the new one, and the next command works.

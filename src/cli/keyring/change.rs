@@ -70,10 +70,13 @@ pub(super) struct RetireArgs {
     #[arg(long, value_name = "FILE")]
     record: PathBuf,
     /// What `hsm-kms etcd inventory --json` printed: of the live store, and of every backup that is kept
-    #[arg(long, value_name = "FILE", value_delimiter = ',', required_unless_present = "force")]
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
     inventory: Vec<PathBuf>,
-    /// Do it without, or against, inventories; the reason lands in the history
-    #[arg(long, value_name = "REASON", conflicts_with = "reason")]
+    /// Every node, as at `activate`: none may seal with the KEK
+    #[arg(long, value_name = "NODE", value_delimiter = ',')]
+    nodes: Vec<String>,
+    /// Do it whatever inventories and nodes say; the reason lands in the history
+    #[arg(long, value_name = "REASON", conflicts_with_all = ["nodes", "reason"])]
     force: Option<String>,
     /// Why, for the history
     #[arg(long, value_name = "TEXT")]
@@ -180,20 +183,34 @@ fn refuse_late(file: &KeyringFile) -> Result<(), CliError> {
 const LATE: Duration = Duration::from_mins(1);
 
 pub(super) fn retire(args: RetireArgs) -> Result<ExitCode, CliError> {
-    let RetireArgs { target, record, inventory, force, reason } = args;
+    let RetireArgs { target, record, inventory, nodes, force, reason } = args;
     let _lock = lock(&target)?;
     let file = read(&target.keyring)?;
     let record = known_record(&file, &target.keyring, &record)?;
     refuse_late(&file)?;
     let inventories = Inventories::read(&inventory)?;
+    let change = Change::Retire { record, inventories: inventories.digests(), forced: force.is_some() };
+    // What may not happen is not asked for at the nodes.
+    let next = file.after(change.clone(), None);
+    next.map_err(|refusal| not_changed(&refusal.into()))?;
     let entries = file.at(UtcTime::now());
-    let sealed = entries.iter().find(|entry| entry.record == record && entry.activations > 0);
+    let sealed = entries.iter().find(|entry| entry.record == *change.record() && entry.activations > 0);
     if let (Some(entry), None) = (sealed, &force) {
+        if inventory.is_empty() || nodes.is_empty() {
+            return Err(CliError {
+                code: ExitCode::BadUsage,
+                what: "the KEK was not retired".to_owned(),
+                why: "it has sealed, and nothing shows that nobody needs it".to_owned(),
+                hint: "name --inventory of the store and of every backup, and all --nodes; or --force with a reason"
+                    .to_owned(),
+            });
+        }
+        super::converged::require_inactive(&file, &nodes, entry)?;
         let kek = KeyringFile::record(&target.keyring, entry).map_err(|error| not_changed(&error.into()))?;
         let (record_sha256, state, activations) = (entry.record_sha256, entry.state, entry.activations);
-        inventories.require_unused(&Kek { record_sha256, record: kek, state, activations })?;
+        let kek = Kek { record_sha256, record: kek, state, activations };
+        inventories.require_unused(&kek, file.last_activation())?;
     }
-    let change = Change::Retire { record, inventories: inventories.digests(), forced: force.is_some() };
     commit(&target, &file, change, force.or(reason))
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Target, nodes, print, read, show};
 use crate::cli::CliError;
 use crate::exit::ExitCode;
-use crate::keyring::{KeyringFile, NodeReport, NodeVerdict, Place, RecordPath};
+use crate::keyring::{Entry, KeyringFile, NodeKek, NodeReport, NodeVerdict, Place, RecordPath, State};
 
 #[derive(Args, Debug)]
 pub(super) struct ConvergedArgs {
@@ -76,6 +76,25 @@ pub(super) fn require(file: &KeyringFile, nodes: &[String], record: &RecordPath)
                     .to_owned(),
             });
         }
+    }
+    Ok(())
+}
+
+/// Refuses unless every node has this keyring or an earlier state of it, and none seals with this KEK.
+pub(super) fn require_inactive(file: &KeyringFile, nodes: &[String], entry: &Entry) -> Result<(), CliError> {
+    for (node, report) in nodes.iter().zip(nodes::reports(nodes)?) {
+        let seals = |kek: &NodeKek| kek.record_sha256 == entry.record_sha256 && kek.state == State::Active;
+        let because = match report.judge(file).place {
+            Place::Elsewhere => "has a keyring of another history",
+            _ if report.keks.iter().any(seals) => "seals with it",
+            _ => continue,
+        };
+        return Err(CliError {
+            code: ExitCode::DoesNotHold,
+            what: "the KEK was not retired".to_owned(),
+            why: format!("the node {node} {because}"),
+            hint: "copy the keyring to every node, wait 10 minutes, and make the inventories anew".to_owned(),
+        });
     }
     Ok(())
 }

@@ -34,6 +34,9 @@ struct Group {
 /// Oldest inventory that tells of the store as it is.
 const FRESH: Duration = Duration::from_hours(24);
 
+/// So long after an activation no API server writes with a seed of before any more: it has asked for Status, or its seed has expired.
+const SETTLED: Duration = Duration::from_mins(10);
+
 /// Most bytes of an inventory.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 
@@ -59,8 +62,8 @@ impl Inventories {
         self.0.iter().map(|(_, digest, _)| *digest).collect()
     }
 
-    /// Refuses if an object needs the KEK, in any of its activations, or might.
-    pub(super) fn require_unused(&self, kek: &Kek) -> Result<(), CliError> {
+    /// Refuses if an object needs the KEK, in any of its activations, or might. `activated`: when another KEK took its place.
+    pub(super) fn require_unused(&self, kek: &Kek, activated: Option<UtcTime>) -> Result<(), CliError> {
         let refuse = |why: String, hint: &str| {
             let what = "the KEK was not retired".to_owned();
             Err(CliError { code: ExitCode::DoesNotHold, what, why, hint: hint.to_owned() })
@@ -84,9 +87,15 @@ impl Inventories {
             }
         }
         let now = UtcTime::now();
-        if !self.0.iter().any(|(_, _, inventory)| now.since(inventory.made) <= FRESH) {
+        let made = |(_, _, inventory): &(PathBuf, Sha256Digest, Inventory)| inventory.made;
+        let Some(newest) = self.0.iter().map(made).max().filter(|made| now.since(*made) <= FRESH) else {
             let hint = "make one of the live store with `hsm-kms etcd inventory --json`";
             return refuse(format!("no inventory is younger than {} h", FRESH.as_secs() / 3600), hint);
+        };
+        if activated.is_some_and(|activated| newest.since(activated) < SETTLED) {
+            let minutes = SETTLED.as_secs() / 60;
+            let why = format!("no inventory was made {minutes} min or more after a KEK last became active");
+            return refuse(why, "an API server may write with an old seed until then: make one of the live store now");
         }
         Ok(())
     }

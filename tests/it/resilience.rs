@@ -293,12 +293,20 @@ async fn many_outages_leave_nothing_behind() {
         if first != "ok" {
             until("Status after the return", async || site.health().await == "ok").await;
             let took = began.elapsed();
-            println!("after the return Status said {first:?} for {} ms\n{}", took.as_millis(), tail(&site.plugin.log()));
+            println!(
+                "after the return Status said {first:?} for {} ms\n{}",
+                took.as_millis(),
+                tail(&site.plugin.log())
+            );
             late.push(took);
         }
     }
     let longest = late.iter().max().copied().unwrap_or_default();
-    println!("{} times Status was later than the first good Decrypt, by {} ms at most", late.len(), longest.as_millis());
+    println!(
+        "{} times Status was later than the first good Decrypt, by {} ms at most",
+        late.len(),
+        longest.as_millis()
+    );
     assert!(longest < PROBED, "Status was late by {longest:?}");
     let after = (descriptors_and_threads(site.plugin.pid()), resident(&site.plugin));
     assert_eq!(after.0.0, before.0.0, "descriptors of the front");

@@ -104,7 +104,8 @@ pub(super) fn preflight(args: &PreflightArgs) -> Result<ExitCode, CliError> {
     }
     with_environment(&plan.token.environment)?;
     let checks = preflight::alone(&plan, witnessed, args.rehearsal.as_deref());
-    let checks = checks.map_err(|error| CliError { what: "the token cannot be looked at".to_owned(), ..failed(&error) })?;
+    let checks =
+        checks.map_err(|error| CliError { what: "the token cannot be looked at".to_owned(), ..failed(&error) })?;
     if args.json {
         print_json(&json!(checks))?;
     } else {

@@ -72,10 +72,9 @@ pub(super) async fn run(config: Config, file: Option<KeyringFile>, current: Arc<
             _ = hangup.recv() => {
                 follower.failed = None;
                 let has_started = follower.look().await;
-                // The file that it was sent for may have been found without it.
-                let is_for_file = follower.changed.is_some_and(|at| at.elapsed() < RECENT);
-                if !(has_started || is_for_file && current.get().tokens().are_sound()) {
-                    current.get().tokens().restart();
+                let tokens = current.get().tokens().clone();
+                if !(has_started || follower.is_for_file() && tokens.are_sound()) {
+                    tokens.restart();
                 }
             }
         }
@@ -87,6 +86,11 @@ impl Follower {
     fn pause(&self) -> Duration {
         let planned = self.file.planned().filter(|at| *at > self.now);
         planned.map_or(INTERVAL, |at| at.since(UtcTime::now()).min(INTERVAL))
+    }
+
+    /// Whether a signal that came now was meant for the file: it is wrong, or was found just before.
+    fn is_for_file(&self) -> bool {
+        self.current.refused().is_some() || self.changed.is_some_and(|at| at.elapsed() < RECENT)
     }
 
     /// Looks at the file and at the clock. Whether workers were started, whatever came of it.

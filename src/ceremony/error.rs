@@ -240,16 +240,22 @@ impl CeremonyError {
 
     /// Whether the ceremony only stopped: what it made stays, and `run --resume` goes on.
     pub fn is_interruption(&self) -> bool {
-        matches!(
-            self,
+        match self {
+            // The token was away for a moment: that says nothing about the key.
+            Self::Pkcs11(error) => {
+                matches!(error.class(), Class::Busy | Class::Gone | Class::Login | Class::Session)
+                    && self.is_out_of_reach()
+            }
             Self::Console(_)
-                | Self::Copy { .. }
-                | Self::Output { .. }
-                | Self::Refused(_)
-                | Self::System { .. }
-                | Self::Transcript(_)
-                | Self::Unanswered(_)
-        )
+            | Self::Copy { .. }
+            | Self::Evidence(_)
+            | Self::Output { .. }
+            | Self::Refused(_)
+            | Self::System { .. }
+            | Self::Transcript(_)
+            | Self::Unanswered(_) => true,
+            _ => false,
+        }
     }
 
     /// Whether the HSM was out of reach, as against a refusal or a mistake in the plan.

@@ -9,14 +9,14 @@ use crate::ceremony::site::Site;
 use crate::ceremony::steps::StepId;
 use crate::ceremony::transcript::{self, CeremonyKind, Event, EventKind};
 use crate::ceremony::{CeremonyError, Plan, WitnessedPlan, paper, words};
-use crate::record::{KekRecord, Sha256Digest};
+use crate::record::{KekRecord, Sha256Digest, TokenCopy};
 
 impl Run<'_> {
-    pub(super) fn close(&mut self, site: &Site, proved: Proved) -> Result<Closed, CeremonyError> {
-        let Proved { read, proofs, copies } = proved;
+    /// The record, and the end.
+    pub(super) fn close(&mut self, site: &Site, proved: &Proved, copies: Vec<TokenCopy>) -> Result<(), CeremonyError> {
         let path = self.plan.output.join(RECORD_FILE);
         self.step(StepId::Record, json!({"file": RECORD_FILE}), |run| {
-            let record = run.record(site, &read, &proofs, copies)?;
+            let record = run.record(site, proved, copies)?;
             // An interrupted run may have left one; nobody has signed it.
             if let Err(source) = std::fs::remove_file(&path)
                 && source.kind() != std::io::ErrorKind::NotFound
@@ -32,8 +32,8 @@ impl Run<'_> {
         self.end()
     }
 
-    /// The bags, the last event, and what is made from them all.
-    pub(super) fn end(&mut self) -> Result<Closed, CeremonyError> {
+    /// The bags, and the last event.
+    pub(super) fn end(&mut self) -> Result<(), CeremonyError> {
         let bags = self.step(StepId::Closing, json!({}), |run| {
             let bags = run.bags()?;
             let data = json!({"bags": bags});
@@ -44,7 +44,7 @@ impl Run<'_> {
         let head = self.transcript.head();
         self.console.heading("closed", "", &[("SHA-256", &head.to_string()), ("words", &words(&head))]);
         self.console.tell("The witness reads the words aloud; all write them on their script.");
-        finish(self.plan, self.witnessed)
+        Ok(())
     }
 
     /// The numbers of the bags that the evidence goes into, each typed twice.

@@ -30,13 +30,15 @@ pub fn destroy(
     if kek.cluster != plan.cluster || kek.kek.label != plan.kek.label || kek.token.serial != witnessed.serial {
         return Err(CeremonyError::Previous("the record is of another cluster, label or token than the plan"));
     }
-    let Some(mut run) = begin(plan, witnessed, options, console)? else { return finish(plan, witnessed) };
-    run.open()?;
-    // Looked at, and let go again: the processes that are sent to it load the module anew.
-    drop(run.preflight()?);
-    run.unused()?;
-    run.destroy_everywhere(&kek)?;
-    run.close_destruction(record)
+    if let Some(mut run) = begin(plan, witnessed, options, console)? {
+        run.open()?;
+        // Looked at, and let go again: the processes that are sent to it load the module anew.
+        drop(run.preflight()?);
+        run.unused()?;
+        run.destroy_everywhere(&kek)?;
+        run.close_destruction(record)?;
+    }
+    finish(plan, witnessed)
 }
 
 impl Run<'_> {
@@ -90,7 +92,7 @@ impl Run<'_> {
         })
     }
 
-    fn close_destruction(&mut self, record: &Path) -> Result<Closed, CeremonyError> {
+    fn close_destruction(&mut self, record: &Path) -> Result<(), CeremonyError> {
         let system = |source| CeremonyError::System { what: "the record cannot be kept with the evidence", source };
         let copy = self.plan.output.join(RECORD_FILE);
         if !copy.exists() {

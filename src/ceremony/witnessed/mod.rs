@@ -92,10 +92,10 @@ pub fn run(
     options: &Options<'_>,
     console: &mut Console,
 ) -> Result<Closed, CeremonyError> {
-    match begin(plan, witnessed, options, console)? {
-        Some(mut run) => run.hold(),
-        None => finish(plan, witnessed),
+    if let Some(mut run) = begin(plan, witnessed, options, console)? {
+        run.hold()?;
     }
+    finish(plan, witnessed)
 }
 
 /// Begins a ceremony, or goes on with one. `None`: it is closed already.
@@ -156,19 +156,26 @@ fn begin<'a>(
 }
 
 impl Run<'_> {
-    fn hold(&mut self) -> Result<Closed, CeremonyError> {
+    fn hold(&mut self) -> Result<(), CeremonyError> {
         self.open()?;
         let site = self.preflight()?;
         let login = self.login(&site)?;
         let mut keys = self.make(&login)?;
-        let closed = self.prove(&site, &keys).and_then(|proved| self.close(&site, proved));
-        closed.map_err(|cause| {
+        let proved = self.prove(&site, &keys).map_err(|cause| {
             self.console.stopped();
             if cause.is_interruption() { cause } else { self.destroy(&login, &mut keys, cause) }
-        })
+        })?;
+        // From here on it is a KEK, and there may be copies of it: whatever happens, it stays.
+        let draft = self.record(&site, &proved, Vec::new())?;
+        let copies = self.copies(&draft)?;
+        self.step(StepId::Attestation, json!({}), |run| {
+            run.console.tell("This release reads no vendor's attestation of a secret key. The record says \"none\".");
+            Ok(((), json!({"attestation": "none"})))
+        })?;
+        self.close(&site, &proved, copies)
     }
 
-    /// Everything between the key and the record.
+    /// Everything that must be true of the key.
     fn prove(&mut self, site: &Site, keys: &super::keys::Keys) -> Result<Proved, CeremonyError> {
         let session = site.token.open_session()?;
         let read = self.step(StepId::ReadBack, json!({"session": "new"}), |run| {
@@ -195,24 +202,12 @@ impl Run<'_> {
             let digests: Vec<_> = proofs.iter().map(|proof| proof.challenge_sha256.to_string()).collect();
             Ok((proofs, json!({"challenge_sha256": digests})))
         })?;
-        drop(session);
-        let draft = self.record(site, &read, &proofs, Vec::new())?;
-        let copies = self.copies(&draft)?;
-        self.step(StepId::Attestation, json!({}), |run| {
-            run.console.tell("This release reads no vendor's attestation of a secret key. The record says \"none\".");
-            Ok(((), json!({"attestation": "none"})))
-        })?;
-        Ok(Proved { read, proofs, copies })
+        Ok(Proved { read, proofs })
     }
 
     /// The record of what was proved so far.
-    fn record(
-        &self,
-        site: &Site,
-        read: &ReadBack,
-        proofs: &[Proof],
-        copies: Vec<TokenCopy>,
-    ) -> Result<KekRecord, CeremonyError> {
+    fn record(&self, site: &Site, proved: &Proved, copies: Vec<TokenCopy>) -> Result<KekRecord, CeremonyError> {
+        let Proved { read, proofs } = proved;
         let people = self.present.iter().map(|person| Participant { name: person.name.to_string(), role: person.role });
         let witnessed = Witnessed {
             plan_sha256: self.witnessed.lock.digest,
@@ -233,7 +228,7 @@ impl Run<'_> {
             site.token_record(),
             read.kek.clone(),
             read.mac.clone(),
-            proofs.to_vec(),
+            proofs.clone(),
             read.deviations.clone(),
             Some(witnessed),
         ))
@@ -339,11 +334,10 @@ pub fn add_exception(
     Ok(())
 }
 
-/// What stands when the record is written.
+/// What was proved of the key.
 struct Proved {
     read: ReadBack,
     proofs: Vec<Proof>,
-    copies: Vec<TokenCopy>,
 }
 
 /// Exceptions that the transcript holds, by the name of their check.

@@ -146,6 +146,9 @@ pub enum CeremonyError {
     /// The record of the KEK before is not the one of the plan.
     #[error("{0}")]
     Previous(&'static str),
+    /// The record is not the one of the KEK that the plan destroys.
+    #[error("{0}")]
+    Destroys(&'static str),
     /// The record cannot be written in its own format.
     #[error(transparent)]
     Record(#[from] FileError),
@@ -205,6 +208,7 @@ impl CeremonyError {
             Self::People(_) => "meet again when they are there; nothing was touched".to_owned(),
             Self::Plan(error) => error.hint(),
             Self::Previous(_) => "give the record that the plan names under previous: --previous FILE".to_owned(),
+            Self::Destroys(_) => "give the record that the plan names under destroys: --record FILE".to_owned(),
             Self::Refused(_) => "find out why, then run --resume, or hold a ceremony by a new plan".to_owned(),
             Self::Evidence(error) => error.hint(),
             Self::TranscriptFault(_) => "it was changed after it was written: keep it, and hold a new ceremony".to_owned(),

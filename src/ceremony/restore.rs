@@ -26,8 +26,8 @@ pub fn import_copy(
     let system = |source| CeremonyError::System { what: "the KEK was not handed over", source };
     let bytes = Zeroizing::new(std::fs::read(format!("/proc/self/fd/{descriptor}")).map_err(system)?);
     let visit = Visit::new(&copy.token, &copy.serial, pin)?;
-    put_in(&visit.login, copy, record, &Restored::handed_over(bytes))?;
-    Ok(visit.prove(record, Sameness::Copy)?.1)
+    let (keys, _) = put_in(&visit.login, copy, record, &Restored::handed_over(bytes))?;
+    prove(&visit, keys, record)
 }
 
 /// Asks for shares until there are enough, puts what they restore into the token under label and `CKA_ID` of the record, and has it prove
@@ -51,11 +51,11 @@ pub fn restore(
     console.done("they restore the KEK");
     console.begin("put the KEK into the token");
     let visit = Visit::new(&copy.token, &copy.serial, pin)?;
-    let way = put_in(&visit.login, copy, record, &restored)?;
+    let (keys, way) = put_in(&visit.login, copy, record, &restored)?;
     drop(restored);
     console.done(&way.to_string());
     console.begin("open the proof blobs");
-    let (_, proof) = visit.prove(record, Sameness::Copy)?;
+    let proof = prove(&visit, keys, record)?;
     console.done("it is the KEK of the record");
     Ok(proof)
 }
@@ -84,9 +84,20 @@ fn put_in(
     copy: &CopyPlan,
     record: &KekRecord,
     restored: &Restored,
-) -> Result<ImportWay, CeremonyError> {
+) -> Result<(Keys, ImportWay), CeremonyError> {
     let mut keys = Keys::on(&copy.token, &record.kek.label, Origin::Imported);
     keys.take_ids(record);
     keys.check_free(login)?;
-    import::import(&mut keys, login, restored).map_err(|cause| keys.destroy(login, cause, &mut |_| ()))
+    match import::import(&mut keys, login, restored) {
+        Ok(way) => Ok((keys, way)),
+        Err(cause) => Err(keys.destroy(login, cause, &mut |_| ())),
+    }
+}
+
+/// What was put in proves to be the KEK, or does not stay.
+fn prove(visit: &Visit<'_>, mut keys: Keys, record: &KekRecord) -> Result<KeyProof, CeremonyError> {
+    match visit.prove(record, Sameness::Copy) {
+        Ok((_, proof)) => Ok(proof),
+        Err(cause) => Err(keys.destroy(&visit.login, cause, &mut |_| ())),
+    }
 }

@@ -2,12 +2,18 @@
 
 mod bad_plan;
 mod copies;
+mod custodians;
+mod endings;
+mod imports_of_keks;
 mod interrupted;
 mod lies;
 mod power_cuts;
 mod rehearsals;
+mod restoring;
+mod rotations;
 mod script;
 mod secrets;
+mod shares_interrupted;
 mod staged;
 mod terminal;
 mod whole;

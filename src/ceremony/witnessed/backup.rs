@@ -23,7 +23,8 @@ impl Run<'_> {
             for (position, copy) in run.witnessed.copies.iter().enumerate() {
                 let question = format!("copy-{}", position + 1);
                 let restored = run.restored.take();
-                if restored.is_none() {
+                // A KEK from outside whose value is gone is there already: an interrupted run has put it in.
+                if restored.is_none() && run.witnessed.import.is_none() {
                     run.copied(&draft.kek.label, copy, &question)?;
                 }
                 let needs_pin = copy.token.profile.login.user != UserKind::None;

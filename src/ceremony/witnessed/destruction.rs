@@ -25,10 +25,10 @@ pub fn destroy(
 ) -> Result<Closed, CeremonyError> {
     let kek = KekRecord::read(record)?;
     if witnessed.destroys != Some(evidence::file_digest(record)?) {
-        return Err(CeremonyError::Previous("the record given is not the one that the plan destroys"));
+        return Err(CeremonyError::Destroys("the record given is not the one that the plan destroys"));
     }
     if kek.cluster != plan.cluster || kek.kek.label != plan.kek.label || kek.token.serial != witnessed.serial {
-        return Err(CeremonyError::Previous("the record is of another cluster, label or token than the plan"));
+        return Err(CeremonyError::Destroys("the record is of another cluster, label or token than the plan"));
     }
     if let Some(mut run) = begin(plan, witnessed, options, console)? {
         run.open()?;

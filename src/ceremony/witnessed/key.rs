@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::Run;
 use crate::ceremony::CeremonyError;
 use crate::ceremony::keys::Keys;
-use crate::ceremony::plan::ImportPlan;
+use crate::ceremony::plan::{CopyPlan, ImportPlan};
 use crate::ceremony::site::Site;
 use crate::ceremony::steps::StepId;
 use crate::ceremony::transcript::{Event, EventKind};
@@ -26,6 +26,8 @@ pub(super) struct EarlierKeys {
     ids: Vec<String>,
     /// The digest of the shares that were handed out for them.
     pub(super) shares: Option<SecretDigest>,
+    /// Serial numbers of the tokens that proved to have them too.
+    copies: Vec<String>,
 }
 
 impl EarlierKeys {
@@ -37,12 +39,19 @@ impl EarlierKeys {
             let ids = ids.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned);
             match (event.step.as_str(), event.kind) {
                 ("generate" | "import", EventKind::Intent | EventKind::Result) => {
-                    earlier.may_exist |= event.kind == EventKind::Intent;
+                    if event.kind == EventKind::Intent {
+                        earlier.may_exist = true;
+                        earlier.copies.clear();
+                    }
                     earlier.ids.extend(ids);
                 }
                 ("make", EventKind::Result) => {
                     let digest = event.data.get("digest").and_then(Value::as_str);
                     earlier.shares = digest.and_then(|text| text.parse().ok());
+                }
+                ("copies", EventKind::Check) => {
+                    let serial = event.data.get("serial").and_then(Value::as_str);
+                    earlier.copies.extend(serial.map(str::to_owned));
                 }
                 ("destroy", EventKind::Result) if event.data.get("destroyed") == Some(&Value::Bool(true)) => {
                     earlier = Self::default();
@@ -149,8 +158,9 @@ impl Run<'_> {
             self.console.tell("The interrupted run left no key on the token.");
             return Ok(false);
         }
-        // The copies of a KEK from outside need its value, which went with the interrupted run.
-        let is_enough = self.witnessed.import.is_none() || self.witnessed.copies.is_empty();
+        // The copies of a KEK from outside that are not made yet need its value, which went with the interrupted run.
+        let has_it = |copy: &CopyPlan| self.earlier.copies.contains(&copy.serial);
+        let is_enough = self.witnessed.import.is_none() || self.witnessed.copies.iter().all(has_it);
         if is_enough && found.len() == keys.all().count() && keys.adopt(login)? {
             if keys.ids().iter().all(|id| self.earlier.ids.contains(id)) {
                 self.console.tell(&format!("The interrupted run made {}: it is verified now.", list.join(" and ")));
@@ -164,6 +174,12 @@ impl Run<'_> {
             list.join(", ")
         );
         self.console.tell(&text);
+        if self.witnessed.import.is_some() && !self.earlier.copies.is_empty() {
+            self.console.tell(&format!(
+                "It is also on the token with serial number {}. Destroy it there with the vendor's tool: what comes next is another KEK.",
+                self.earlier.copies.join(", ")
+            ));
+        }
         let answer = self.console.ask("destroy", "destroy it")?;
         self.write("destroy", EventKind::Answer, json!({"answer": answer}))?;
         if answer != "destroy" {

@@ -121,7 +121,8 @@ fn failed(error: &CeremonyError) -> CliError {
         CeremonyError::Console(_)
         | CeremonyError::Output { .. }
         | CeremonyError::Plan(_)
-        | CeremonyError::Previous(_) => ExitCode::BadUsage,
+        | CeremonyError::Previous(_)
+        | CeremonyError::Destroys(_) => ExitCode::BadUsage,
         CeremonyError::Record(_) | CeremonyError::System { .. } => ExitCode::NotReachable,
         CeremonyError::Pkcs11(error) if error.is_usage() => ExitCode::BadUsage,
         error if error.is_out_of_reach() => ExitCode::NotReachable,

@@ -208,7 +208,7 @@ fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
 
 /// Changes the events of a transcript, and chains them anew. A chain proves that nothing was changed after it was signed, not who
 /// wrote it.
-fn forge(directory: &Path, change: &dyn Fn(&mut Vec<Value>)) {
+pub fn forge(directory: &Path, change: &dyn Fn(&mut Vec<Value>)) {
     let path = directory.join("transcript.jsonl");
     let lines = fs::read_to_string(&path).unwrap();
     let mut events: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

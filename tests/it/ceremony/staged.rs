@@ -236,13 +236,7 @@ impl Staged {
     }
 
     fn objects(&self) -> Vec<(String, String)> {
-        let mut tool = Command::new("pkcs11-tool");
-        tool.envs(&self.token.environment).arg("--module").arg(&self.token.module);
-        tool.arg("--token-label").arg(self.plan["token"]["label"].as_str().unwrap());
-        let output = tool.args(["--login", "--pin", &self.halves.concat(), "--list-objects", "--type", "secrkey"]);
-        let output = output.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let objects = String::from_utf8_lossy(&output.stdout).into_owned();
+        let objects = self.tool(&self.plan["token"], &["--list-objects", "--type", "secrkey"]);
         let field = |object: &str, name: &str| {
             let line = object.lines().find_map(|line| line.trim().strip_prefix(name));
             line.unwrap_or_default().trim().to_owned()
@@ -252,6 +246,23 @@ impl Staged {
             .skip(1)
             .map(|object| (field(object, "label:"), field(object, "ID:")))
             .collect()
+    }
+
+    /// What `pkcs11-tool` says of the token of this section, which has the same PIN.
+    pub fn tool(&self, section: &Value, arguments: &[&str]) -> String {
+        let mut tool = Command::new("pkcs11-tool");
+        let environment = section["environment"].as_object().into_iter().flatten();
+        tool.envs(environment.map(|(name, value)| (name, value.as_str().unwrap())));
+        tool.arg("--module").arg(&self.token.module).arg("--token-label").arg(section["label"].as_str().unwrap());
+        let output = tool.args(["--login", "--pin", &self.halves.concat()]).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// One more person; the private key goes into a file of this name.
+    pub fn add_person(&mut self, name: &str, role: &str, file: &str) {
+        let key = signing_key(self.directory.path(), file);
+        self.plan["people"].as_array_mut().unwrap().push(json!({"name": name, "role": role, "key": key}));
     }
 
     /// There is one key on the token, and it is the record's.

@@ -104,6 +104,11 @@ impl Terminal {
         String::from_utf8_lossy(&self.seen).into_owned()
     }
 
+    /// What stands there since the last answer.
+    pub fn news(&self) -> String {
+        String::from_utf8_lossy(&self.seen[self.answered..]).into_owned()
+    }
+
     /// The line on which the program waits.
     fn prompt(&mut self) -> String {
         loop {

@@ -9,6 +9,7 @@ use super::copies::Copy;
 use super::custodians::{keys_on, opening, second_opinion, sign, verdict};
 use super::rehearsals::forge;
 use super::staged::{Answers, Staged, with, written};
+use super::terminal::Terminal;
 use crate::harness::{run, text};
 use crate::refusal::{Refusal, refusal};
 
@@ -65,6 +66,12 @@ fn a_kek_ends_on_every_token_and_nothing_else_does() {
     assert_eq!(serials, [json!(staged.serial()), json!(staged.serial()), json!(copy.serial)]);
     assert_eq!(fs::read(staged.output().join("kek-record.json")).unwrap(), fs::read(&ending.record).unwrap());
     sign(staged, &staged.output());
+
+    // What was proved before is not proved any more.
+    let mut terminal = Terminal::start(&ending.verify_key(&record));
+    ending.type_pin(&mut terminal);
+    let (status, screen) = terminal.end();
+    assert!(!status.success() && screen.contains("did not prove that it holds the KEK"), "{screen}");
 
     // A story without the last of them.
     forge(&staged.output(), &|events| {
@@ -132,6 +139,10 @@ fn what_the_end_will_do_is_told_before() {
     assert_eq!(ending.keys(), before);
 
     // What the token holds can be looked at before, and by JSON.
+    let mut terminal = Terminal::start(&ending.verify_key(&text(&ending.record)));
+    ending.type_pin(&mut terminal);
+    let (status, screen) = terminal.end();
+    assert!(status.success() && screen.contains("\"opened\": 3"), "{screen}");
     let mut looks = vec![];
     for command in ["preflight", "verify-key"] {
         let output = run(&["ceremony", command, "--plan", &plan, "--dry-run", "--json"], b"");
@@ -199,6 +210,16 @@ impl Ending {
         let path = self.staged.file("edited.json");
         fs::write(&path, record.to_string()).unwrap();
         text(&path)
+    }
+
+    fn verify_key(&self, record: &str) -> Vec<String> {
+        let plan = self.staged.plan_file();
+        ["ceremony", "verify-key", "--json", "--plan", &plan, "--record", record].map(str::to_owned).to_vec()
+    }
+
+    fn type_pin(&self, terminal: &mut Terminal) {
+        terminal.answer("first half of the PIN", &self.staged.halves[0]);
+        terminal.answer("second half of the PIN", &self.staged.halves[1]);
     }
 
     fn arguments(&self, answers: &Answers, record: &str, more: &[&str]) -> Vec<String> {

@@ -29,6 +29,9 @@ fn enough_shares_restore_the_kek_and_nothing_less_does() {
     terminal.until_asked();
     let (status, _) = terminal.close();
     assert!(!status.success(), "{status}");
+    // Or the custodian ends the input.
+    let (status, screen) = site.restore(&[first, "\x04"], &[]);
+    assert!(status == 2 && screen.contains("the terminal was closed at the question `share`"), "{screen}");
     site.has_nothing();
     site.refuses(&[first, &strangers[1]], "share 2 belongs to set");
     site.refuses(&[&strangers[0], &strangers[1]], "is not the secret of this set");

@@ -10,6 +10,9 @@ use super::staged::{REHEARSED_HALVES, Staged, with, written};
 use crate::harness::{run, text};
 use crate::refusal::refusal;
 
+/// A change of the plan, a command, and why it is refused.
+type Attempt<'a> = (&'a dyn Fn(&mut Value), &'a [&'a str], &'a str);
+
 #[test]
 fn a_rotation_follows_the_record_that_the_plan_names() {
     let mut staged = Staged::new();
@@ -30,7 +33,7 @@ fn a_rotation_follows_the_record_that_the_plan_names() {
     let same_label = |plan: &mut Value| plan["kek"]["label"] = json!("kek");
     let elsewhere = |plan: &mut Value| plan["cluster"] = json!("other");
     let chain = "must be of the same cluster, and the new KEK needs another label";
-    let attempts: [(&dyn Fn(&mut Value), &[&str], &str); 5] = [
+    let attempts: [Attempt<'_>; 5] = [
         (&as_planned, &["rotate", "--previous", &other], "is not the one that the plan names"),
         (&as_planned, &["run"], "the plan names a previous record, and none was given"),
         (&unnamed, &["rotate", "--previous", &before], "a previous record was given, and the plan names none"),

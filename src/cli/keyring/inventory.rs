@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use crate::cli::CliError;
+use crate::etcd::inventory::{Inventory, Source};
 use crate::exit::ExitCode;
 use crate::key_id::KeyId;
 use crate::keyring::{Kek, sha256};
@@ -13,22 +12,12 @@ use crate::record::{Sha256Digest, UtcTime};
 use crate::strict;
 
 /// Inventories of the live store and of backups.
-pub(super) struct Inventories(Vec<(PathBuf, Sha256Digest, Inventory)>);
+pub(super) struct Inventories(Vec<Named>);
 
-/// What matters here of an inventory.
-#[derive(Deserialize)]
-struct Inventory {
-    made: UtcTime,
-    complete: bool,
-    groups: Vec<Group>,
-}
-
-#[derive(Deserialize)]
-struct Group {
-    resource: String,
-    provider: String,
-    key_id: Option<String>,
-    objects: u64,
+struct Named {
+    path: PathBuf,
+    digest: Sha256Digest,
+    inventory: Inventory,
 }
 
 /// Oldest inventory that tells of the store as it is.
@@ -46,9 +35,10 @@ impl Inventories {
     pub(super) fn read(paths: &[PathBuf]) -> Result<Self, CliError> {
         let read = |path: &PathBuf| {
             let read = strict::read_most(path, MAX_BYTES).and_then(|bytes| {
-                strict::json_most::<Inventory>(&bytes, VERSION, MAX_BYTES).map(|inventory| (sha256(&bytes), inventory))
+                let inventory = strict::json_most(&bytes, VERSION, MAX_BYTES)?;
+                Ok(Named { path: path.clone(), digest: sha256(&bytes), inventory })
             });
-            read.map(|(digest, inventory)| (path.clone(), digest, inventory)).map_err(|fault| CliError {
+            read.map_err(|fault| CliError {
                 code: ExitCode::BadUsage,
                 what: format!("the inventory {} cannot be used", path.display()),
                 why: fault.to_string(),
@@ -59,7 +49,7 @@ impl Inventories {
     }
 
     pub(super) fn digests(&self) -> Vec<Sha256Digest> {
-        self.0.iter().map(|(_, digest, _)| *digest).collect()
+        self.0.iter().map(|named| named.digest).collect()
     }
 
     /// Refuses if an object needs the KEK, in any of its activations, or might. `activated`: when another KEK took its place.
@@ -69,33 +59,46 @@ impl Inventories {
             Err(CliError { code: ExitCode::DoesNotHold, what, why, hint: hint.to_owned() })
         };
         let ids: Vec<KeyId> = kek.key_ids().collect();
-        for (path, _, Inventory { complete, groups, .. }) in &self.0 {
-            let needs = |group: &&Group| ids.iter().any(|id| group.key_id.as_deref() == Some(id.as_str()));
-            let needing: Vec<_> = groups.iter().filter(needs).collect();
-            if !needing.is_empty() {
-                let mut names: Vec<_> =
-                    needing.iter().map(|group| format!("{} ({})", group.resource, group.provider)).collect();
-                names.sort_unstable();
-                names.dedup();
-                let objects: u64 = needing.iter().map(|group| group.objects).sum();
-                let why = format!("{} shows {objects} objects that need it: {}", path.display(), names.join(", "));
-                return refuse(why, "rewrite them; of a backup, wait until it has expired");
+        for Named { path, inventory, .. } in &self.0 {
+            let path = path.display();
+            for used in inventory.keks() {
+                let resources = used.resources.iter().copied().collect::<Vec<_>>().join(", ");
+                let objects = format!("{} objects ({resources} of provider {})", used.objects, used.provider);
+                match used.key_id {
+                    None => {
+                        let why = format!("{path} shows {objects} that are too damaged to say which KEK they need");
+                        return refuse(why, "restore or remove them");
+                    }
+                    Some(id) if ids.iter().any(|it| it.as_str() == id) => {
+                        let hint = "rewrite them (`hsm-kms etcd rewrite-plan`); of a backup, wait until it has expired";
+                        return refuse(format!("{path} shows {objects} that need it"), hint);
+                    }
+                    Some(_) => {}
+                }
             }
-            if !complete {
-                let why = format!("{} does not cover all of its store", path.display());
-                return refuse(why, "find out what could not be read");
+            if !inventory.complete {
+                return refuse(format!("{path} does not cover all of its store"), "find out what could not be read");
+            }
+            if inventory.prefix.trim_matches('/').contains('/') {
+                let why = format!("{path} covers only the keys under {}", inventory.prefix);
+                return refuse(why, "count everything under the API server's --etcd-prefix");
             }
         }
-        let now = UtcTime::now();
-        let made = |(_, _, inventory): &(PathBuf, Sha256Digest, Inventory)| inventory.made;
-        let Some(newest) = self.0.iter().map(made).max().filter(|made| now.since(*made) <= FRESH) else {
-            let hint = "make one of the live store with `hsm-kms etcd inventory --json`";
-            return refuse(format!("no inventory is younger than {} h", FRESH.as_secs() / 3600), hint);
+        // When a snapshot was read says nothing of when it was taken.
+        let live = self.0.iter().filter(|named| matches!(named.inventory.source, Source::Etcd { .. }));
+        let made = live.filter_map(|named| named.inventory.made.parse::<UtcTime>().ok()).max();
+        let Some(made) = made.filter(|made| UtcTime::now().since(*made) <= FRESH) else {
+            let hint = "make one now with `hsm-kms etcd inventory --json`";
+            return refuse(
+                format!("no inventory of a running etcd is younger than {} h", FRESH.as_secs() / 3600),
+                hint,
+            );
         };
-        if activated.is_some_and(|activated| newest.since(activated) < SETTLED) {
+        if activated.is_some_and(|activated| made.since(activated) < SETTLED) {
             let minutes = SETTLED.as_secs() / 60;
-            let why = format!("no inventory was made {minutes} min or more after a KEK last became active");
-            return refuse(why, "an API server may write with an old seed until then: make one of the live store now");
+            let why =
+                format!("no inventory of a running etcd was made {minutes} min or more after a KEK became active");
+            return refuse(why, "an API server may write with an old seed until then; make another one");
         }
         Ok(())
     }

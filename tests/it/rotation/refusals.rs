@@ -3,7 +3,7 @@
 use std::fs;
 
 use hsm_kms::kms::proto::StatusRequest;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::site::Site;
 use super::text_of;
@@ -164,16 +164,41 @@ async fn a_kek_that_is_needed_is_not_retired() {
     site.done(&["activate", "--record", "kek-2.json", "--force", "one node, which follows"]);
     let list = site.done(&["list"]);
     let [first, second] = [0, 1].map(|index| text_of(&list["keks"][index]["key_ids"][0]));
-    let inventory = |name: &str, key_id: &str, made: &str, complete: bool| {
+    let inventory = |name: &str, key_id: Value, made: &str, edit: &dyn Fn(&mut Value)| {
         let path = site.keyring().with_file_name(name).with_extension("inventory");
-        let group = json!({"resource": "secrets", "form": "kms-v2", "provider": "kms", "key_id": key_id, "objects": 3});
-        let value = json!({"version": 1, "made": made, "complete": complete, "groups": [group]});
+        let mut value = json!({
+            "version": 1,
+            "made": made,
+            "source": {"kind": "etcd", "endpoint": "https://127.0.0.1:2379", "cluster_id": "1"},
+            "prefix": "/registry/",
+            "revision": 9,
+            "complete": true,
+            "objects": 3,
+            "bytes": 300,
+            "groups": [{
+                "resource": "secrets",
+                "form": "kms-v2",
+                "provider": "kms",
+                "key_id": key_id,
+                "key_id_hash": null,
+                "seed": null,
+                "objects": 3,
+                "bytes": 300,
+                "oldest_revision": 1,
+                "newest_revision": 9,
+                "annotated": 0,
+            }],
+            "faults": [],
+            "faults_left_off": 0,
+        });
+        edit(&mut value);
         fs::write(&path, value.to_string()).unwrap();
         text(&path)
     };
+    let whole = |_: &mut Value| {};
     let [now, later] = [0, 601]
         .map(|seconds| jiff::Timestamp::from_second(jiff::Timestamp::now().as_second() + seconds).unwrap().to_string());
-    let unused = inventory("unused", &second, &later, true);
+    let unused = inventory("unused", json!(second), &later, &whole);
     let nodes = site.addresses(&[0]);
     let retire = |files: &str, why: &str| {
         site.refused(&["retire", "--record", "kek-1.json", "--inventory", files, "--nodes", &nodes], 1, why);
@@ -183,11 +208,33 @@ async fn a_kek_that_is_needed_is_not_retired() {
     site.hand_out(0);
     site.nodes[0].plugin().hang_up();
     site.followed(0).await;
-    let needed = inventory("backup", &first, "2026-01-01T00:00:00Z", true);
-    retire(&format!("{unused},{needed}"), "shows 3 objects that need it: secrets (kms)");
-    retire(&inventory("partial", &second, &later, false), "does not cover all of its store");
-    retire(&inventory("old", &second, "2026-01-01T00:00:00Z", true), "no inventory is younger than 24 h");
-    retire(&inventory("early", &second, &now, true), "10 min or more after a KEK last became active");
+    let needed = inventory("backup", json!(first), "2026-01-01T00:00:00Z", &whole);
+    retire(&format!("{unused},{needed}"), "shows 3 objects (secrets of provider kms) that need it");
+    for (key_id, made, edit, why) in [
+        (
+            json!(second),
+            &*later,
+            &(|it: &mut Value| it["complete"] = json!(false)) as &dyn Fn(&mut Value),
+            "does not cover all",
+        ),
+        (
+            json!(second),
+            &later,
+            &|it| it["prefix"] = json!("/registry/pods/"),
+            "covers only the keys under /registry/pods/",
+        ),
+        (json!(null), &later, &whole, "too damaged to say which KEK they need"),
+        (json!(second), "2026-01-01T00:00:00Z", &whole, "no inventory of a running etcd is younger than 24 h"),
+        (
+            json!(second),
+            &later,
+            &|it| it["source"] = json!({"kind": "snapshot", "file": "x", "size": 1, "digest": "matches"}),
+            "no inventory of a running etcd is younger than 24 h",
+        ),
+        (json!(second), &now, &whole, "was made 10 min or more after a KEK became active"),
+    ] {
+        retire(&inventory("other", key_id, made, edit), why);
+    }
     site.refused(&["retire", "--record", "kek-1.json"], 2, "nothing shows that nobody needs it");
     site.refused(&["retire", "--record", "kek-2.json", "--force", "x"], 1, "activate another one first");
     let retired = site.done(&["retire", "--record", "kek-1.json", "--inventory", &unused, "--nodes", &nodes]);

@@ -79,12 +79,12 @@ pub struct Scan {
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// Largest answer that is taken, in bytes. A page aims at [`PAGE_BYTES`].
-const ANSWER_BYTES: usize = 256 << 20;
+const ANSWER_BYTES: usize = 64 << 20;
 /// etcd walks over all keys that are left for each page, to count them: small pages cost it more, large ones its memory.
 const PAGE_BYTES: u64 = 8 << 20;
-/// The first page, when the size of the objects is not known, and the largest one.
+/// The first page, when the size of the objects is not known, and the largest: kube-apiserver's own (`etcd3/store.go`, `maxLimit`).
 const FIRST_PAGE: i64 = 500;
-const LARGEST_PAGE: i64 = 20_000;
+const LARGEST_PAGE: i64 = 10_000;
 /// Largest certificate or key file, in bytes.
 const PEM_LIMIT: u64 = 1 << 20;
 

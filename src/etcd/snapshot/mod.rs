@@ -90,17 +90,17 @@ impl Snapshot {
     /// Opens the file and reads its meta record.
     pub fn open(path: &Path) -> Result<Self, SnapshotError> {
         let io = |cause| SnapshotError::Io { path: path.to_owned(), cause };
-        let file = File::open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
-        if !metadata.is_file() {
+        // Before it is opened: a pipe would hang.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
             return Err(io(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file")));
         }
+        let file = File::open(path).map_err(io)?;
         // bbolt holds a lock on its file while it is open. Ours is let go at once: it must not keep an etcd from starting.
         if flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK) {
             return Err(SnapshotError::InUse(path.to_owned()));
         }
         let _ = flock(&file, FlockOperation::Unlock);
-        let file_size = metadata.len();
+        let file_size = file.metadata().map_err(io)?.len();
         // As etcdctl tells them apart: pages are multiples of 512 bytes.
         let has_digest = file_size % 512 == DIGEST_BYTES;
         let size = if has_digest { file_size - DIGEST_BYTES } else { file_size };

@@ -98,6 +98,15 @@ pub(super) enum Content {
     Bucket(Root),
 }
 
+impl Content {
+    fn len(&self) -> usize {
+        match self {
+            Self::Value(bytes) | Self::Bucket(Root::Inline(bytes)) => bytes.len(),
+            Self::Bucket(Root::Page(_)) => BUCKET_BYTES,
+        }
+    }
+}
+
 /// Where a bucket's tree begins.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Root {
@@ -121,12 +130,14 @@ impl Page {
             BRANCH => {
                 let children = elements.map(|at| branch_element(bytes, at)).collect::<Option<Vec<_>>>();
                 let children = children.ok_or("an element points out of it")?;
+                fit(bytes, children.iter().map(|(key, _)| key.len()))?;
                 ascend(&children)?;
                 if children.is_empty() { Err("a branch without children") } else { Ok(Self::Branch(Branch(children))) }
             }
             LEAF => {
                 let elements = elements.map(|at| leaf_element(bytes, at)).collect::<Option<Vec<_>>>();
                 let elements = elements.ok_or("an element points out of it")?;
+                fit(bytes, elements.iter().map(|(key, content)| key.len() + content.len()))?;
                 ascend(&elements)?;
                 Ok(Self::Leaf(Leaf(elements)))
             }
@@ -161,6 +172,12 @@ fn slice(bytes: &Bytes, element: usize, position: u32, size: u32) -> Option<Byte
     let begin = element.checked_add(usize::try_from(position).ok()?)?;
     let end = begin.checked_add(usize::try_from(size).ok()?)?;
     (end <= bytes.len()).then(|| bytes.slice(begin..end))
+}
+
+/// Elements do not share bytes: otherwise a small file could cost hours.
+fn fit(page: &Bytes, mut sizes: impl Iterator<Item = usize>) -> Result<(), &'static str> {
+    let sum = sizes.try_fold(0_usize, usize::checked_add);
+    if sum.is_some_and(|sum| sum <= page.len()) { Ok(()) } else { Err("its elements overlap") }
 }
 
 fn ascend<T>(elements: &[(Bytes, T)]) -> Result<(), &'static str> {

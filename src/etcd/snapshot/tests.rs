@@ -272,6 +272,19 @@ fn what_is_no_snapshot_is_refused() {
     drop(snapshot);
 }
 
+#[test]
+fn elements_do_not_share_bytes() {
+    // 3000 elements, each with the same kilobyte as its key.
+    let mut bytes = page(5, 2, &vec![([0, POSITION, 0, 0], Vec::new()); 3000]);
+    bytes.extend([0; PAGE]);
+    let end = bytes.len();
+    for at in (16..16 + 16 * 3000).step_by(16) {
+        bytes[at + 4..at + 8].copy_from_slice(&u32::try_from(end - 2000 - at).unwrap().to_le_bytes());
+        bytes[at + 8..at + 12].copy_from_slice(&1000_u32.to_le_bytes());
+    }
+    assert_eq!(Page::parse(&bytes.into()).err(), Some("its elements overlap"));
+}
+
 proptest! {
     #[test]
     fn no_page_panics(bytes: Vec<u8>, flags in 0_u16..4, count: u16) {

@@ -62,6 +62,9 @@ pub fn destroy(
     sameness: Sameness,
 ) -> Result<KeyProof, CeremonyError> {
     let visit = Visit::new(plan, serial, pin)?;
+    if let Some(proof) = visit.finish_destruction(plan, record, sameness)? {
+        return Ok(proof);
+    }
     let (keys, proof) = visit.prove(record, sameness)?;
     [Some(keys.key), keys.mac].into_iter().flatten().try_for_each(|key| visit.login.destroy(key))?;
     Ok(proof)
@@ -94,6 +97,26 @@ impl<'a> Visit<'a> {
         site.token.require(&plan.sealing)?;
         let login = site.token.login(plan.profile.login.user, pin)?;
         Ok(Self { plan, site, login })
+    }
+
+    /// An interrupted run may have destroyed the KEK, and not the MAC key beside it, which then proves nothing any more: it is told by label,
+    /// `CKA_ID` and attributes.
+    fn finish_destruction(
+        &self,
+        plan: &TokenPlan,
+        record: &KekRecord,
+        sameness: Sameness,
+    ) -> Result<Option<KeyProof>, CeremonyError> {
+        let Some(mac) = record.mac_key.as_ref().filter(|_| plan.sealing.mac_mechanism().is_some()) else {
+            return Ok(None);
+        };
+        if !self.login.keys(&record.kek.label, record.kek.id.as_bytes())?.is_empty() {
+            return Ok(None);
+        }
+        let key = audit(&self.login, mac, KeyUse::Mac, sameness)?;
+        self.login.destroy(key)?;
+        let serial = self.site.token.info().serial.clone();
+        Ok(Some(KeyProof { serial, library: self.site.module.info()?.library, opened: 0 }))
     }
 
     /// The keys of the record, found in a new session, compared and proved; they are handles of the token's.

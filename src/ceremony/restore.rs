@@ -41,6 +41,10 @@ pub fn restore(
     let shares = record.witnessed.as_ref().and_then(|witnessed| witnessed.shares);
     let set =
         shares.ok_or(CeremonyError::Refused("the KEK of this record did not come in shares: nothing restores it"))?;
+    console.begin("find the token, and log in");
+    let visit = Visit::new(&copy.token, &copy.serial, pin)?;
+    Keys::on(&copy.token, &record.kek.label, Origin::Imported).check_free(&visit.login)?;
+    console.done("nothing there has the KEK's label");
     let mut typed: Vec<Share> = Vec::new();
     for number in 1..=set.threshold {
         typed.push(ask(console, number, set.threshold, &typed)?);
@@ -50,7 +54,6 @@ pub fn restore(
     drop(typed);
     console.done("they restore the KEK");
     console.begin("put the KEK into the token");
-    let visit = Visit::new(&copy.token, &copy.serial, pin)?;
     let (keys, way) = put_in(&visit.login, copy, record, &restored)?;
     drop(restored);
     console.done(&way.to_string());

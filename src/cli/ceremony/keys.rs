@@ -176,11 +176,12 @@ pub(super) fn destroy_key(args: &DestroyKeyArgs) -> Result<ExitCode, CliError> {
     let (token, sameness) = copy.map_or((&plan.token, Sameness::Original), |copy| (&copy.token, Sameness::Copy));
     with_environment(&token.environment)?;
     let record = record(&args.common, &plan)?.0;
-    if witnessed.destroys.is_none() {
+    let digest = record.to_json().map(|text| crate::keyring::sha256(text.as_bytes())).ok();
+    if witnessed.destroys.is_none() || witnessed.destroys != digest {
         return Err(CliError {
             code: ExitCode::BadUsage,
             what: "nothing was destroyed".to_owned(),
-            why: "the plan destroys no KEK".to_owned(),
+            why: "the plan does not destroy the KEK of this record".to_owned(),
             hint: "use `hsm-kms ceremony destroy`".to_owned(),
         });
     }

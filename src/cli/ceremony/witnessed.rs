@@ -168,7 +168,9 @@ pub(super) fn destroy(args: &DestroyArgs) -> Result<ExitCode, CliError> {
     };
     let mut console = console(answers.as_deref())?;
     let closed = ceremony::destroy(&plan, witnessed, &args.record, &options, &mut console);
-    show(&closed.map_err(|error| failed(&error))?, *json)?;
+    let closed =
+        closed.map_err(|error| CliError { what: "the KEK is not destroyed everywhere".to_owned(), ..failed(&error) });
+    show(&closed?, *json)?;
     Ok(ExitCode::Done)
 }
 

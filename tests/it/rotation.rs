@@ -1,8 +1,10 @@
 //! KEKs change while API servers work: no read and no write fails, and Encrypt agrees with Status.
 
 mod load;
+mod on_a_store;
 mod refusals;
 mod site;
+mod skewed_clocks;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::faults::until;
 use crate::handover;
-use crate::harness::{CLUSTER, Config, Plugin, TestToken, run, text};
+use crate::harness::{CLUSTER, Config, Plugin, TestToken, program, run, text};
 
 /// The machine of the operator, where the keyring is changed, and the nodes.
 pub struct Site {
@@ -170,7 +170,12 @@ impl Node {
 
     /// Starts the plugin, and waits until it is healthy.
     pub async fn start(&mut self) {
-        self.plugin = Some(Plugin::start(&self.config).healthy().await);
+        self.start_by(program()).await;
+    }
+
+    /// The same, by this command.
+    pub async fn start_by(&mut self, command: Command) {
+        self.plugin = Some(Plugin::start_by(&self.config, command).healthy().await);
     }
 
     /// Stops the plugin at once, as a machine stops.

@@ -20,6 +20,8 @@ const NODES: usize = 3;
 const OBJECTS: usize = 10_000;
 /// So many are updated while the nodes do not agree, a third of them by each API server.
 const UPDATES: usize = 300;
+/// Changes of the KEK, each with a migration of everything. `HSM_KMS_ROTATIONS` asks for another number.
+const QUICK: usize = 2;
 const FOLDER: &str = "/registry/secrets/default/";
 const PROVIDER: &str = "kms";
 
@@ -133,6 +135,51 @@ impl Cluster {
         let snapshot = text(&self.directory.path().join(name).with_extension("db"));
         [["--endpoint", self.etcd.url()], ["--snapshot", &snapshot]].map(|source| self.opened_from(source))
     }
+}
+
+/// Again and again: each time every object moves, and nothing is left under the `key_id` of before.
+#[tokio::test]
+async fn nothing_is_left_behind_however_often_the_kek_changes() {
+    let rotations = std::env::var("HSM_KMS_ROTATIONS").map_or(QUICK, |text| text.parse().unwrap());
+    let mut cluster = Cluster::start().await;
+    let store = Arc::new(Store::default());
+    let loads: Vec<Load> =
+        (0..NODES).map(|node| Load::start(node, cluster.site.nodes[node].plugin(), &store)).collect();
+    cluster.write(OBJECTS);
+    let mut reloads = Vec::new();
+    cluster.site.done(&["stage", "--record", &cluster.site.record(2)]);
+    hand_out(&cluster.site, &[0, 1, 2], &mut reloads).await;
+    let nodes = cluster.site.addresses(&[0, 1, 2]);
+    for rotation in 0..rotations {
+        let record = cluster.site.record((rotation + 1) % 2 + 1);
+        cluster.site.done(&["activate", "--record", &record, "--nodes", &nodes]);
+        // Each time another node is first, and what is written meanwhile is under both KEKs.
+        let first = rotation % NODES;
+        hand_out(&cluster.site, &[first], &mut reloads).await;
+        cluster.poll().await;
+        cluster.write(UPDATES);
+        hand_out(&cluster.site, &[(first + 1) % NODES, (first + 2) % NODES], &mut reloads).await;
+        cluster.poll().await;
+        cluster.migrate().await;
+        let [live, _] = cluster.count("after");
+        let keks = live.inventory.keks();
+        let announced = text_of(&cluster.site.nodes[0].report()["key_id_hash"]);
+        assert_eq!(keks.len(), 1, "rotation {rotation}: the KEK of before is still needed");
+        assert_eq!(
+            (keks[0].key_id.map(|id| hsm_kms::key_id::hash(id)), keks[0].objects),
+            (Some(announced), OBJECTS as u64)
+        );
+    }
+    assert_eq!(cluster.read().await, 0);
+    loads.into_iter().for_each(Load::stop);
+    let tally = store.tally();
+    println!(
+        "{rotations} rotations of {OBJECTS} objects, {} reads and {} writes of the store, under load: {}",
+        cluster.reads,
+        cluster.writes,
+        tally.figures(&reloads)
+    );
+    assert!(tally.failures.is_empty(), "{:#?}", tally.failures);
 }
 
 /// `keyring retire` of the first KEK by these inventories.

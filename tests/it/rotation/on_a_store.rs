@@ -165,10 +165,7 @@ async fn nothing_is_left_behind_however_often_the_kek_changes() {
         let keks = live.inventory.keks();
         let announced = text_of(&cluster.site.nodes[0].report()["key_id_hash"]);
         assert_eq!(keks.len(), 1, "rotation {rotation}: the KEK of before is still needed");
-        assert_eq!(
-            (keks[0].key_id.map(|id| hsm_kms::key_id::hash(id)), keks[0].objects),
-            (Some(announced), OBJECTS as u64)
-        );
+        assert_eq!((keks[0].key_id.map(hsm_kms::key_id::hash), keks[0].objects), (Some(announced), OBJECTS as u64));
     }
     assert_eq!(cluster.read().await, 0);
     loads.into_iter().for_each(Load::stop);

@@ -41,7 +41,7 @@ pub(super) fn render(inventory: &Inventory) -> Result<String, askama::Error> {
 const SEED_LIMIT: usize = 25;
 
 #[derive(Template)]
-#[template(path = "cli/etcd/page.html")]
+#[template(path = "page.html", config = "src/cli/etcd/askama.toml")]
 struct Page<'a> {
     inventory: &'a Inventory,
     source: String,

@@ -72,7 +72,7 @@ fn json(inventory: &Inventory) -> Result<String, CliError> {
 
 fn count_live(target: &Target, prefix: &[u8], rate: Option<u32>) -> Result<Inventory, CliError> {
     let mut counter = Counter::new(prefix);
-    let bar = bar("{bar:30} {human_pos} of {human_len} objects, {per_sec}, {eta} left");
+    let bar = bar("{bar:30} {human_pos} of {human_len} objects, {eta} left");
     let scan = runtime()?.block_on(async {
         let mut client = store::connect(target).await?;
         let mut each = |entry, total| {

@@ -45,3 +45,13 @@ pub(super) fn write_new(path: &Path, content: &[u8]) -> Result<(), CeremonyError
         output(error)
     })
 }
+
+/// The same in place of what an interrupted run may have left, which nobody has signed.
+pub(super) fn write_anew(path: &Path, content: &[u8]) -> Result<(), CeremonyError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(CeremonyError::System { what: "what an interrupted run left cannot be removed", source })
+        }
+        _ => write_new(path, content),
+    }
+}

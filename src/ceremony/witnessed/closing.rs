@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{Closed, Proved, Run, report};
 use crate::ceremony::evidence::{self, Statement};
-use crate::ceremony::output::{RECORD_FILE, write_new};
+use crate::ceremony::output::{RECORD_FILE, write_anew};
 use crate::ceremony::site::Site;
 use crate::ceremony::steps::StepId;
 use crate::ceremony::transcript::{self, CeremonyKind, Event, EventKind};
@@ -17,14 +17,8 @@ impl Run<'_> {
         let path = self.plan.output.join(RECORD_FILE);
         self.step(StepId::Record, json!({"file": RECORD_FILE}), |run| {
             let record = run.record(site, proved, copies)?;
-            // An interrupted run may have left one; nobody has signed it.
-            if let Err(source) = std::fs::remove_file(&path)
-                && source.kind() != std::io::ErrorKind::NotFound
-            {
-                return Err(CeremonyError::System { what: "an earlier record cannot be removed", source });
-            }
             run.console.begin("write the record");
-            write_new(&path, record.to_json()?.as_bytes())?;
+            write_anew(&path, record.to_json()?.as_bytes())?;
             let digest = evidence::file_digest(&path)?;
             run.console.done(&path.display().to_string());
             Ok(((), json!({"record_sha256": digest})))
@@ -95,14 +89,7 @@ pub(super) fn finish(plan: &Plan, witnessed: &WitnessedPlan) -> Result<Closed, C
         ("script.html", paper::script(plan, witnessed, kind)),
         ("report.html", report::of(plan, witnessed, kind, &record, &bytes, &events)?),
     ] {
-        // An interrupted run may have left a part of it.
-        let path = directory.join(name);
-        if let Err(source) = std::fs::remove_file(&path)
-            && source.kind() != std::io::ErrorKind::NotFound
-        {
-            return Err(CeremonyError::System { what: "a part of the evidence cannot be written anew", source });
-        }
-        write_new(&path, text.as_bytes())?;
+        write_anew(&directory.join(name), text.as_bytes())?;
     }
     evidence::write_sums(directory)?;
     Ok(Closed { record, directory: directory.clone(), head, kind })

@@ -15,11 +15,12 @@ use crate::ceremony::{CeremonyError, Plan, WitnessedPlan};
 use crate::profile::UserKind;
 use crate::record::KekRecord;
 
-/// Holds the ceremony of a plan that destroys the KEK of this record.
+/// Holds the ceremony of a plan that destroys the KEK of this record. `unused`: what shows that nothing needs it; or why nothing does.
 pub fn destroy(
     plan: &Plan,
     witnessed: &WitnessedPlan,
     record: &Path,
+    unused: &Result<String, String>,
     options: &Options<'_>,
     console: &mut Console,
 ) -> Result<Closed, CeremonyError> {
@@ -34,7 +35,7 @@ pub fn destroy(
         run.open()?;
         // Looked at, and let go again: the processes that are sent to it load the module anew.
         drop(run.preflight()?);
-        run.unused()?;
+        run.unused(unused)?;
         run.destroy_everywhere(&kek)?;
         run.close_destruction(record)?;
     }
@@ -43,9 +44,9 @@ pub fn destroy(
 
 impl Run<'_> {
     /// The keyring says that nothing needs the KEK, or somebody answers for that.
-    fn unused(&mut self) -> Result<(), CeremonyError> {
+    fn unused(&mut self, unused: &Result<String, String>) -> Result<(), CeremonyError> {
         self.step(StepId::Unused, json!({}), |run| {
-            let found = match &run.options.unused {
+            let found = match unused {
                 Ok(found) => found.clone(),
                 Err(found) => {
                     run.except("unused", found)?;

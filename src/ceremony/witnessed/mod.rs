@@ -48,8 +48,6 @@ pub struct Options<'a> {
     pub rehearsal: Option<&'a Path>,
     /// Record of the KEK that this one follows.
     pub previous: Option<&'a Path>,
-    /// What shows that nothing needs the KEK that is destroyed; or why nothing does.
-    pub unused: Result<String, String>,
 }
 
 /// What a ceremony made.

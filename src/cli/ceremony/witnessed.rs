@@ -128,14 +128,7 @@ fn hold(args: &RunArgs, previous: Option<&Path>) -> Result<ExitCode, CliError> {
             hint: "use `hsm-kms ceremony destroy`".to_owned(),
         });
     }
-    let options = Options {
-        kind,
-        plan: file,
-        resume: args.resume,
-        rehearsal: args.rehearsal.as_deref(),
-        previous,
-        unused: Err(String::new()),
-    };
+    let options = Options { kind, plan: file, resume: args.resume, rehearsal: args.rehearsal.as_deref(), previous };
     let mut console = console(answers.as_deref())?;
     if kind == CeremonyKind::Rehearsal {
         let [first, second] = PIN_HALVES;
@@ -158,16 +151,10 @@ pub(super) fn destroy(args: &DestroyArgs) -> Result<ExitCode, CliError> {
     with_environment(&plan.token.environment)?;
     check_expected(witnessed, args.expect_plan.as_deref())?;
     let unused = unused(args.keyring.as_deref(), witnessed)?;
-    let options = Options {
-        unused,
-        kind: CeremonyKind::Destruction,
-        plan: file,
-        resume: args.resume,
-        rehearsal: None,
-        previous: None,
-    };
+    let options =
+        Options { kind: CeremonyKind::Destruction, plan: file, resume: args.resume, rehearsal: None, previous: None };
     let mut console = console(answers.as_deref())?;
-    let closed = ceremony::destroy(&plan, witnessed, &args.record, &options, &mut console);
+    let closed = ceremony::destroy(&plan, witnessed, &args.record, &unused, &options, &mut console);
     let closed =
         closed.map_err(|error| CliError { what: "the KEK is not destroyed everywhere".to_owned(), ..failed(&error) });
     show(&closed?, *json)?;

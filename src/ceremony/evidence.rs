@@ -21,7 +21,6 @@ pub use self::examine::verify_directory;
 pub use self::sign::{Signed, Source, sign};
 pub use self::signature::{allowed_signers, principal};
 pub use self::statement::Statement;
-use crate::record::Sha256Digest;
 
 /// The plan that everybody agreed to: canonical JSON.
 pub const PLAN_FILE: &str = "plan.lock.json";
@@ -116,9 +115,4 @@ impl EvidenceError {
 /// Writes a file that must not exist yet, and makes sure that it is on the disk.
 fn write_new(path: &Path, content: &[u8]) -> Result<(), EvidenceError> {
     super::output::write_new(path, content).map_err(|error| EvidenceError::NotWritten(error.to_string()))
-}
-
-fn sha256(bytes: &[u8]) -> Sha256Digest {
-    use sha2::Digest;
-    Sha256Digest(sha2::Sha256::digest(bytes).into())
 }

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer};
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::people::{People, Person};
@@ -242,7 +241,7 @@ impl PlanLock {
             problem: error.to_string(),
             place: strict::Place { line: 1, column: 1 },
         })?;
-        let digest = Sha256Digest(Sha256::digest(&json).into());
+        let digest = Sha256Digest::of(&json);
         Ok(Self { json, digest })
     }
 }

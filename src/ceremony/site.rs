@@ -1,7 +1,5 @@
 //! The token of a plan, found and checked, before anybody logs in.
 
-use sha2::{Digest, Sha256};
-
 use super::CeremonyError;
 use crate::config::Token as TokenPlan;
 use crate::pkcs11::{Module, Token};
@@ -39,7 +37,7 @@ impl Site {
         Ok(ModuleRecord {
             library: info.library,
             library_version: info.library_version,
-            sha256: Sha256Digest(Sha256::digest(bytes).into()),
+            sha256: Sha256Digest::of(bytes),
         })
     }
 

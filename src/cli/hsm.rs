@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::CliError;
+use super::{CliError, print};
 use crate::exit::ExitCode;
 use crate::pin::PinSource;
 use crate::probe::{self, Failure, Probe, Report, Target};
@@ -140,17 +140,5 @@ impl ProgressLine {
         if self.shown {
             let _ = write!(std::io::stderr(), "\r\x1b[K");
         }
-    }
-}
-
-fn print(text: &str) -> Result<(), CliError> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError {
-            code: ExitCode::NotReachable,
-            what: "cannot write the report".to_owned(),
-            why: error.to_string(),
-            hint: "check standard output".to_owned(),
-        }),
-        _ => Ok(()),
     }
 }

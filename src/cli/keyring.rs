@@ -6,12 +6,11 @@ mod inventory;
 mod nodes;
 mod show;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::CliError;
+use super::{CliError, print};
 use crate::exit::ExitCode;
 use crate::keyring::{ChangeError, KeyringFile, RecordPath, folder};
 
@@ -107,18 +106,5 @@ fn known_record(file: &KeyringFile, keyring: &Path, record: &Path) -> Result<Rec
     match written.filter(|written| entries.iter().any(|entry| entry.record == *written)) {
         Some(known) => Ok(known),
         None => record_path(keyring, record),
-    }
-}
-
-fn print(text: &str) -> Result<(), CliError> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        // Whoever reads no further, such as `head`, has seen enough.
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError {
-            code: ExitCode::NotReachable,
-            what: "cannot write the output".to_owned(),
-            why: error.to_string(),
-            hint: "the work itself was done; check standard output".to_owned(),
-        }),
-        _ => Ok(()),
     }
 }

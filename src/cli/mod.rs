@@ -11,6 +11,8 @@ mod profiles;
 mod serve;
 mod worker;
 
+use std::io::Write;
+
 use clap::{Parser, Subcommand};
 
 pub use self::error::CliError;
@@ -60,5 +62,19 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         Command::Profiles(args) => profiles::run(args).map(|()| ExitCode::Done),
         Command::Serve(args) => serve::run(&args).map(|()| ExitCode::Done),
         Command::Worker => worker::run(),
+    }
+}
+
+/// Writes to standard output. Whoever reads no further, such as `head`, has seen enough.
+fn print<T: AsRef<[u8]> + ?Sized>(bytes: &T) -> Result<(), CliError> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes.as_ref()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError {
+            code: ExitCode::NotReachable,
+            what: "cannot write the output".to_owned(),
+            why: error.to_string(),
+            hint: "the work itself was done; check standard output".to_owned(),
+        }),
+        _ => Ok(()),
     }
 }

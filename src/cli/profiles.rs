@@ -1,12 +1,11 @@
 //! `hsm-kms profiles`: what is known of each kind of HSM, and whether a profile file can be used.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use comfy_table::{ContentArrangement, Table, presets};
 
-use super::CliError;
+use super::{CliError, print};
 use crate::exit::ExitCode;
 use crate::profile::{Evidence, Family, Profile, ProfileError};
 
@@ -123,17 +122,4 @@ fn lint(file: &Path) -> Result<(), CliError> {
 
 fn unusable(what: &str, error: &ProfileError) -> CliError {
     CliError { code: ExitCode::BadUsage, what: what.to_owned(), why: error.to_string(), hint: error.hint() }
-}
-
-fn print(text: &str) -> Result<(), CliError> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        // Whoever reads no further, such as `head`, has seen enough.
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError {
-            code: ExitCode::NotReachable,
-            what: "cannot write the output".to_owned(),
-            why: error.to_string(),
-            hint: "check standard output".to_owned(),
-        }),
-        _ => Ok(()),
-    }
 }

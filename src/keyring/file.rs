@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::history::{Change, Entry, Event, Operator, Refusal, State, follow, settle};
@@ -77,7 +76,7 @@ impl KeyringFile {
     pub fn read_other(path: &Path, known: Option<Sha256Digest>) -> Result<Option<(Self, Sha256Digest)>, FileError> {
         let read = || {
             let bytes = strict::read_most(path, MAX_BYTES)?;
-            let digest = sha256(&bytes);
+            let digest = Sha256Digest::of(&bytes);
             if Some(digest) == known { Ok(None) } else { checked(&bytes).map(|file| Some((file, digest))) }
         };
         read().map_err(|fault| FileError::new(WHAT, Some(path), fault))
@@ -162,7 +161,7 @@ impl KeyringFile {
         let place = folder(path).join(entry.record.as_str());
         let fault = |fault| FileError::new("KEK record", Some(&place), fault);
         let bytes = strict::read(&place).map_err(fault)?;
-        if sha256(&bytes) != entry.record_sha256 {
+        if Sha256Digest::of(&bytes) != entry.record_sha256 {
             return Err(fault(Fault::Rule {
                 field: "record_sha256",
                 problem: "the file is not the one that the keyring names".to_owned(),
@@ -185,11 +184,6 @@ impl Lock {
         });
         taken.map_err(|error| ChangeError::Write { path: path.to_owned(), error })
     }
-}
-
-/// SHA-256 of a file's bytes.
-pub fn sha256(bytes: &[u8]) -> Sha256Digest {
-    Sha256Digest(Sha256::digest(bytes).into())
 }
 
 /// The folder that the records' paths begin in.
@@ -233,12 +227,12 @@ fn checked(bytes: &[u8]) -> Result<KeyringFile, Fault> {
 
 /// What the first event names as the one before it.
 fn beginning(cluster: &Cluster) -> Sha256Digest {
-    sha256(format!("hsm-kms/keyring/v1 {cluster}").as_bytes())
+    Sha256Digest::of(format!("hsm-kms/keyring/v1 {cluster}").as_bytes())
 }
 
 /// Over the canonical form (RFC 8785) of the event, which names the one before.
 fn hash(event: &Event) -> Sha256Digest {
-    sha256(&serde_json_canonicalizer::to_vec(event).unwrap_or_default())
+    Sha256Digest::of(serde_json_canonicalizer::to_vec(event).unwrap_or_default())
 }
 
 fn operator() -> Operator {

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 pub use self::current::{Current, LINGER};
-pub use self::file::{ChangeError, KeyringFile, Lock, folder, sha256};
+pub use self::file::{ChangeError, KeyringFile, Lock, folder};
 pub use self::history::{Change, Entry, Event, Operator, RecordPath, Refusal, State};
 pub use self::report::{NodeKek, NodeReport, NodeVerdict, Place};
 pub use self::wire::{wire_kek, wire_sealing};

@@ -11,7 +11,7 @@ fn path(kek: usize) -> RecordPath {
 }
 
 fn stage(kek: usize) -> Change {
-    let digest = sha256(&[u8::try_from(kek).unwrap()]);
+    let digest = Sha256Digest::of([u8::try_from(kek).unwrap()]);
     Change::Stage { record: path(kek), record_sha256: digest }
 }
 
@@ -24,7 +24,7 @@ fn retire(kek: usize) -> Change {
 }
 
 fn begun() -> KeyringFile {
-    let init = Change::Init { record: path(1), record_sha256: sha256(b"1") };
+    let init = Change::Init { record: path(1), record_sha256: Sha256Digest::of(b"1") };
     KeyringFile::new("prod".parse().unwrap()).after(init, None).unwrap()
 }
 
@@ -53,7 +53,7 @@ fn states_follow_the_events() {
 fn what_a_state_forbids_is_refused() {
     let file = after(&begun(), &[stage(2), stage(3), retire(3)]);
     for (change, why) in [
-        (Change::Init { record: path(4), record_sha256: sha256(b"4") }, "a history begins with `init`"),
+        (Change::Init { record: path(4), record_sha256: Sha256Digest::of(b"4") }, "a history begins with `init`"),
         (stage(2), "the keyring has the record kek-2.json already"),
         (activate(1), "the KEK of kek-1.json is active: it seals already"),
         (activate(3), "the KEK of kek-3.json is destroyed: restore it first"),

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest, Sha256};
 
 use crate::envelope::{Blob, OwnedBlob};
 use crate::strict;
@@ -39,6 +40,13 @@ impl CeremonyId {
 /// A SHA-256 digest, written as 64 lower-case hex digits.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub struct Sha256Digest(pub [u8; 32]);
+
+impl Sha256Digest {
+    /// The digest of these bytes.
+    pub fn of(bytes: impl AsRef<[u8]>) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+}
 
 /// A time in UTC, written as RFC 3339 with `Z`.
 #[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]

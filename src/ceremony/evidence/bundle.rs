@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
-use super::{EvidenceError, SIGNATURES, SUMS_FILE, sha256, write_new};
+use super::{EvidenceError, SIGNATURES, SUMS_FILE, write_new};
 use crate::ceremony::transcript;
 use crate::record::Sha256Digest;
 
@@ -65,7 +65,7 @@ impl Bundle {
     /// `SHA256SUMS` as it must be.
     pub(super) fn sums(&self) -> String {
         let listed = self.files.iter().filter(|(name, _)| *name != SUMS_FILE);
-        let lines: Vec<_> = listed.map(|(name, bytes)| format!("{}  {name}\n", sha256(bytes))).collect();
+        let lines: Vec<_> = listed.map(|(name, bytes)| format!("{}  {name}\n", Sha256Digest::of(bytes))).collect();
         lines.concat()
     }
 }
@@ -78,7 +78,7 @@ pub fn write_sums(directory: &Path) -> Result<(), EvidenceError> {
 
 /// SHA-256 of a file.
 pub fn file_digest(path: &Path) -> Result<Sha256Digest, EvidenceError> {
-    fs::read(path).map(|bytes| sha256(&bytes)).map_err(EvidenceError::file(path))
+    fs::read(path).map(|bytes| Sha256Digest::of(&bytes)).map_err(EvidenceError::file(path))
 }
 
 /// The file; `None` if it is too long.

@@ -6,9 +6,7 @@ use super::bundle::Bundle;
 use super::check::{Found, Report, needs};
 use super::plan::LockedPlan;
 use super::signature::{allowed_signers, principal, verifies};
-use super::{
-    EvidenceError, PLAN_FILE, RECORD_FILE, SIGNATURES, SIGNERS_FILE, STATEMENT_FILE, SUMS_FILE, Statement, sha256,
-};
+use super::{EvidenceError, PLAN_FILE, RECORD_FILE, SIGNATURES, SIGNERS_FILE, STATEMENT_FILE, SUMS_FILE, Statement};
 use crate::ceremony::transcript::{self, CeremonyKind, Event, EventKind, TRANSCRIPT_FILE};
 use crate::ceremony::{Person, Role};
 use crate::record::{KekRecord, Kind, Origin, Participant, Recovery, Sha256Digest, Witnessed};
@@ -122,7 +120,7 @@ fn read_record(bytes: &[u8]) -> Found<Record> {
     let record = KekRecord::parse(bytes).map_err(|error| error.fault.to_string())?;
     let witnessed = record.witnessed.clone().ok_or("it is of a trial, which nobody witnessed")?;
     let found = format!("{}, KEK {:?}", record.kind.word(), record.kek.label);
-    Ok((Record { content: record, witnessed, digest: sha256(bytes) }, found))
+    Ok((Record { content: record, witnessed, digest: Sha256Digest::of(bytes) }, found))
 }
 
 /// The transcript's event says this.

@@ -3,7 +3,6 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::sha256;
 use crate::ceremony::{People, Person};
 use crate::cluster::Cluster;
 use crate::record::Sha256Digest;
@@ -36,7 +35,7 @@ impl LockedPlan {
         let file: File = strict::json(bytes, 1).map_err(|fault| fault.to_string())?;
         let File { kind: Kind::Production, cluster, serial, people, copies, previous, import, destroys, .. } = file;
         Ok(Self {
-            digest: sha256(bytes),
+            digest: Sha256Digest::of(bytes),
             cluster,
             serial,
             people: People::new(people).map_err(|fault| fault.to_string())?,

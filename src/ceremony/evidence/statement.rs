@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use super::sha256;
 use crate::ceremony::transcript::Event;
 use crate::ceremony::words;
 use crate::record::{KekRecord, Sha256Digest};
@@ -23,7 +22,7 @@ pub struct Statement<'a> {
 impl<'a> Statement<'a> {
     /// The statement about a record, given as it was read and as bytes.
     pub fn new(record: &'a KekRecord, bytes: &[u8], plan_sha256: Sha256Digest, events: &'a [Event]) -> Self {
-        Self { record, record_sha256: sha256(bytes), plan_sha256, events }
+        Self { record, record_sha256: Sha256Digest::of(bytes), plan_sha256, events }
     }
 }
 

@@ -15,7 +15,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
 use self::closing::finish;
 pub use self::destruction::destroy;
@@ -370,5 +369,5 @@ fn object(value: Value) -> Map<String, Value> {
 pub(super) fn program_digest() -> Result<Sha256Digest, CeremonyError> {
     let bytes = std::fs::read("/proc/self/exe")
         .map_err(|source| CeremonyError::System { what: "the program cannot be read for its hash", source })?;
-    Ok(Sha256Digest(Sha256::digest(bytes).into()))
+    Ok(Sha256Digest::of(bytes))
 }

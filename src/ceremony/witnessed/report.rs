@@ -1,7 +1,6 @@
 //! The report, from what the ceremony left: transcript and record. So it can be made again from them.
 
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use crate::ceremony::paper::{self, Report, ReportEvent};
 use crate::ceremony::transcript::{CeremonyKind, Event, EventKind};
@@ -34,7 +33,7 @@ pub(super) fn of(
         plan,
         witnessed,
         record,
-        record_sha256: Sha256Digest(Sha256::digest(bytes).into()),
+        record_sha256: Sha256Digest::of(bytes),
         program_sha256,
         transcript_head: last.hash,
         events: &printed,

@@ -14,7 +14,7 @@ use crate::config::Token;
 use crate::exit::ExitCode;
 use crate::pin::PinSource;
 use crate::profile::UserKind;
-use crate::record::KekRecord;
+use crate::record::{KekRecord, Sha256Digest};
 use crate::secret::Pin;
 
 /// Check machine, module and token for a plan
@@ -176,7 +176,7 @@ pub(super) fn destroy_key(args: &DestroyKeyArgs) -> Result<ExitCode, CliError> {
     let (token, sameness) = copy.map_or((&plan.token, Sameness::Original), |copy| (&copy.token, Sameness::Copy));
     with_environment(&token.environment)?;
     let record = record(&args.common, &plan)?.0;
-    let digest = record.to_json().map(|text| crate::keyring::sha256(text.as_bytes())).ok();
+    let digest = record.to_json().map(|text| Sha256Digest::of(text.as_bytes())).ok();
     if witnessed.destroys.is_none() || witnessed.destroys != digest {
         return Err(CliError {
             code: ExitCode::BadUsage,

@@ -7,11 +7,9 @@ mod rewrite_plan;
 mod store;
 mod table;
 
-use std::io::Write;
-
 use clap::{Args, Subcommand};
 
-use super::CliError;
+use super::{CliError, print};
 use crate::etcd::value::printable;
 use crate::exit::ExitCode;
 
@@ -57,15 +55,4 @@ fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
         failure(ExitCode::NotReachable, "cannot start", error.to_string(), "check limits on open files and memory")
     })
-}
-
-/// Writes to standard output. A reader that has seen enough is no failure.
-fn print(bytes: &[u8]) -> Result<(), CliError> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(failure(ExitCode::NotReachable, "cannot write the output", error.to_string(), "check standard output"))
-        }
-        _ => Ok(()),
-    }
 }

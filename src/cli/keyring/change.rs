@@ -10,7 +10,7 @@ use super::inventory::Inventories;
 use super::{Target, known_record, not_changed, print, read, record_path};
 use crate::cli::CliError;
 use crate::exit::ExitCode;
-use crate::keyring::{Change, ChangeError, Kek, KeyringFile, Lock, RecordPath, State, sha256};
+use crate::keyring::{Change, ChangeError, Kek, KeyringFile, Lock, RecordPath, State};
 use crate::record::{KekRecord, Kind, Sha256Digest, UtcTime};
 use crate::strict;
 
@@ -240,7 +240,7 @@ fn new_record(target: &Target, path: &Path) -> Result<(RecordPath, Sha256Digest,
         let why = "the KEK was made in a rehearsal, on a token that is thrown away".to_owned();
         return Err(unusable(why, "hold the ceremony itself, and use its record".to_owned()));
     }
-    Ok((record_path(&target.keyring, path)?, sha256(&bytes), record))
+    Ok((record_path(&target.keyring, path)?, Sha256Digest::of(&bytes), record))
 }
 
 /// Lets it happen, writes the file, and tells what became of it.

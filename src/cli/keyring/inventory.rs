@@ -7,7 +7,7 @@ use crate::cli::CliError;
 use crate::etcd::inventory::{Inventory, Source};
 use crate::exit::ExitCode;
 use crate::key_id::KeyId;
-use crate::keyring::{Kek, sha256};
+use crate::keyring::Kek;
 use crate::record::{Sha256Digest, UtcTime};
 use crate::strict;
 
@@ -36,7 +36,7 @@ impl Inventories {
         let read = |path: &PathBuf| {
             let read = strict::read_most(path, MAX_BYTES).and_then(|bytes| {
                 let inventory = strict::json_most(&bytes, VERSION, MAX_BYTES)?;
-                Ok(Named { path: path.clone(), digest: sha256(&bytes), inventory })
+                Ok(Named { path: path.clone(), digest: Sha256Digest::of(&bytes), inventory })
             });
             read.map_err(|fault| CliError {
                 code: ExitCode::BadUsage,

@@ -8,7 +8,7 @@ use crate::cli::CliError;
 use crate::config::{self, Config, KekSource};
 use crate::exit::ExitCode;
 use crate::keyring::{self, Entry, Kek, KeyringFile};
-use crate::record::{KekRecord, Kind, Recovery, TokenKey, UtcTime};
+use crate::record::{KekRecord, Kind, Recovery, Sha256Digest, TokenKey, UtcTime};
 use crate::strict::{self, FileError};
 use crate::token::WorkerSpec;
 use crate::wire::link;
@@ -21,7 +21,7 @@ pub(super) fn load(config: &Config) -> Result<(Vec<Kek>, Option<KeyringFile>), C
             let record = KekRecord::read(path).map_err(refuse)?;
             let bytes = strict::read(path).map_err(|fault| refuse(FileError::new("KEK record", Some(path), fault)))?;
             check(config, path, &record)?;
-            Ok((vec![Kek::only(record, keyring::sha256(&bytes))], None))
+            Ok((vec![Kek::only(record, Sha256Digest::of(&bytes))], None))
         }
         KekSource::Keyring(path) => {
             let refuse = |error: FileError| unusable_keyring(path, error.to_string(), error.hint());

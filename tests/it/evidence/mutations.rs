@@ -30,7 +30,7 @@ fn every_edit_of_a_transcript_is_found_by_both_verifiers() {
         move || Command::new(script()).arg("--transcripts").arg(folder).output().unwrap()
     });
 
-    let plan_sha256 = Sha256Digest(Sha256::digest(&plan).into());
+    let plan_sha256 = Sha256Digest::of(&plan);
     verify(&whole, &plan_sha256).unwrap();
     let missed: Vec<_> =
         mutants.iter().filter(|(_, mutant)| verify(mutant, &plan_sha256).is_ok()).map(|(what, _)| what).collect();
@@ -56,7 +56,7 @@ fn rules_are_kept_by_both_verifiers_where_each_hash_is_right() {
     let whole = fs::read_to_string(evidence.file("transcript.jsonl")).unwrap();
     let events: Vec<Value> = whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let plan = fs::read(evidence.file("plan.lock.json")).unwrap();
-    let plan_sha256 = Sha256Digest(Sha256::digest(&plan).into());
+    let plan_sha256 = Sha256Digest::of(&plan);
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("plan.lock.json"), &plan).unwrap();
     let last = events.len() - 1;

@@ -10,7 +10,6 @@ use hsm_kms::ceremony::transcript::{self, CeremonyKind, EventKind, Opening, Tran
 use hsm_kms::ceremony::{People, Person};
 use hsm_kms::record::{KekRecord, Sha256Digest};
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 pub const PEOPLE: [(&str, &str); 5] = [
@@ -171,7 +170,7 @@ impl Story {
         fs::create_dir(directory).unwrap();
         let file = |name: &str| directory.join(name);
         let plan = serde_json_canonicalizer::to_vec(&self.plan).unwrap();
-        let plan_sha256 = Sha256Digest(Sha256::digest(&plan).into());
+        let plan_sha256 = Sha256Digest::of(&plan);
         fs::write(file("plan.lock.json"), &plan).unwrap();
         let opening = Opening {
             ceremony_id: self.record["ceremony"]["id"].as_str().unwrap().parse().unwrap(),
@@ -228,7 +227,7 @@ impl Story {
         let record = KekRecord::parse(self.record.to_string().as_bytes()).unwrap();
         let json = record.to_json().unwrap();
         fs::write(file("kek-record.json"), &json).unwrap();
-        let record_sha256 = json!({"record_sha256": Sha256Digest(Sha256::digest(&json).into())});
+        let record_sha256 = json!({"record_sha256": Sha256Digest::of(&json)});
         for (step, kind) in [("record", EventKind::Result), ("closing", EventKind::Closed)] {
             transcript.append(step, kind, object(&record_sha256)).unwrap();
         }

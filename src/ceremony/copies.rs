@@ -16,7 +16,6 @@ use super::site::Site;
 use super::{CeremonyError, without_core_dumps};
 use crate::attributes::{Attributes, Deviation, KeyUse, deviations};
 use crate::config::Token as TokenPlan;
-use crate::envelope::Context;
 use crate::pkcs11::{self, KekKeys, Key, Session};
 use crate::record::{KekRecord, TokenKey};
 use crate::secret::Pin;
@@ -155,7 +154,7 @@ fn open_proofs(plan: &TokenPlan, session: &Session, keys: KekKeys, record: &KekR
     for proof in &record.proofs {
         let blob = proof.blob();
         let form = blob.form();
-        let context = Context::proof(form, &record.ceremony.id.to_string(), record.kek.id.as_bytes());
+        let context = record.proof_context(form);
         let opened = session
             .open(keys, &plan.sealing, form, blob.iv(), context.as_bytes(), blob.ciphertext())
             .map_err(|error| CeremonyError::OtherKey { label: record.kek.label.clone(), error: Box::new(error) })?;

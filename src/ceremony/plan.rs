@@ -12,6 +12,7 @@ use crate::cluster::Cluster;
 use crate::config::{FileToken, Token};
 use crate::profile::ProfileError;
 use crate::record::{Origin, Sha256Digest};
+use crate::recovery::{self, Fingerprint, Recipient};
 use crate::seal::Sealing;
 use crate::strict::{self, AbsolutePath, Fault, FileError};
 
@@ -24,6 +25,8 @@ pub struct Plan {
     pub token: Token,
     /// The KEK to make.
     pub kek: KekPlan,
+    /// Offline public keys that every seed is also sealed to, so that a lost KEK loses no data.
+    pub recipients: Vec<Recipient>,
     /// Directory for the record. Must exist, without a record in it.
     pub output: PathBuf,
     /// What a ceremony before people needs beside that. `None`: a trial, unattended.
@@ -108,6 +111,16 @@ pub enum PlanError {
         /// What is wrong with the profile.
         error: ProfileError,
     },
+    /// The file of a recovery recipient has another key than the plan says.
+    #[error("the recovery recipient in {} is {found}, the plan says {expected}", path.display())]
+    OtherRecipient {
+        /// Where the recipient lies.
+        path: PathBuf,
+        /// Of the key in it.
+        found: Fingerprint,
+        /// Of the key in the plan.
+        expected: Fingerprint,
+    },
     /// It is not the plan that was agreed to.
     #[error("the plan is not the one that was agreed to: it is {found} ({words})", words = words(found))]
     Unexpected {
@@ -122,6 +135,10 @@ impl PlanError {
         match self {
             Self::File(error) => error.hint(),
             Self::Profile { error, .. } => error.hint(),
+            Self::OtherRecipient { .. } => {
+                "compare both with the fingerprint on the paper of those who hold the recovery key: who can read every secret hangs on it"
+                    .to_owned()
+            }
             Self::Unexpected { .. } => {
                 "compare it with the printed script; a plan that was changed needs a new script and a new rehearsal"
                     .to_owned()
@@ -188,7 +205,13 @@ impl Plan {
             }
             _ => None,
         };
-        Ok(Self { cluster: file.cluster, token, kek: file.kek, output: file.output.0, witnessed })
+        let recipients = file.recipients.unwrap_or_default().into_iter().map(RecipientFile::read);
+        let recipients = recipients.collect::<Result<Vec<_>, PlanError>>()?;
+        recovery::check_recipients(&recipients).map_err(|problem| {
+            let hint = "name each recipient once".to_owned();
+            fault(Fault::Rule { field: "recipients", problem, hint })
+        })?;
+        Ok(Self { cluster: file.cluster, token, kek: file.kek, recipients, output: file.output.0, witnessed })
     }
 }
 
@@ -328,6 +351,7 @@ struct File {
     kek: KekPlan,
     people: Option<Vec<Person>>,
     copies: Option<Vec<CopyFile>>,
+    recipients: Option<Vec<RecipientFile>>,
     previous: Option<Sha256Digest>,
     import: Option<ImportPlan>,
     destroys: Option<Sha256Digest>,
@@ -340,6 +364,23 @@ struct CopyFile {
     #[serde(deserialize_with = "strict::line")]
     serial: String,
     token: FileToken,
+}
+
+/// The plan names the key itself: the file could be exchanged after everybody has agreed to the plan.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RecipientFile {
+    file: AbsolutePath,
+    fingerprint: Fingerprint,
+}
+
+impl RecipientFile {
+    fn read(self) -> Result<Recipient, PlanError> {
+        let AbsolutePath(path) = self.file;
+        let recipient = Recipient::read(&path)?;
+        let (found, expected) = (recipient.fingerprint(), self.fingerprint);
+        if found == expected { Ok(recipient) } else { Err(PlanError::OtherRecipient { path, found, expected }) }
+    }
 }
 
 /// What a ceremony is for.

@@ -7,7 +7,7 @@ use super::{CeremonyError, Plan, Refusal, generate, negative};
 use crate::attributes::{AttributeName, Attributes, Deviation, KeyUse};
 use crate::envelope::{Blob, Context};
 use crate::pkcs11::{KekKeys, KeyTemplate, Sealed, Session};
-use crate::record::{CeremonyId, CkaId, Proof, TokenKey};
+use crate::record::{CeremonyId, CkaId, Proof, TokenKey, proof_context};
 use crate::seal::Sealing;
 
 /// Proof blobs made: one for health probes, one for copies, one kept for disputes.
@@ -89,7 +89,7 @@ pub(super) fn proofs(
     read: &ReadBack,
 ) -> Result<Vec<Proof>, CeremonyError> {
     let sealing = &plan.token.sealing;
-    let context = Context::proof(sealing.form, &id.to_string(), read.kek.id.as_bytes());
+    let context = proof_context(sealing.form, id, &read.kek.id, &plan.recipients);
     // Lengths that are padded: a key wrap that is not RFC 5649 would give the padding back.
     reopened(session, read.keys, sealing, &context, &random::<1>()?)?;
     reopened(session, read.keys, sealing, &context, &random::<33>()?)?;

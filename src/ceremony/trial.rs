@@ -96,6 +96,7 @@ fn prove(
         site.token_record(),
         read.kek,
         read.mac,
+        plan.recipients.clone(),
         proofs,
         read.deviations,
         None,

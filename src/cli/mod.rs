@@ -8,6 +8,7 @@ mod etcd;
 mod hsm;
 mod keyring;
 mod profiles;
+mod recovery;
 mod serve;
 mod worker;
 
@@ -43,6 +44,8 @@ enum Command {
     ProbeWorker,
     /// Show and check vendor profiles: what is known of each kind of HSM
     Profiles(profiles::ProfilesArgs),
+    /// Prepare for the loss of the KEK, and recover from it
+    Recovery(recovery::RecoveryArgs),
     /// Serve KMS v2 on a Unix socket
     Serve(serve::ServeArgs),
     /// The process that loads the vendor module; started by serve, never by hand
@@ -60,6 +63,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         Command::Keyring(args) => keyring::run(args),
         Command::ProbeWorker => hsm::run_worker(),
         Command::Profiles(args) => profiles::run(args).map(|()| ExitCode::Done),
+        Command::Recovery(args) => recovery::run(args),
         Command::Serve(args) => serve::run(&args).map(|()| ExitCode::Done),
         Command::Worker => worker::run(),
     }

@@ -27,9 +27,17 @@ impl Context {
         Self::digest(SEED_DOMAIN, form, &[cluster.as_bytes(), key_id.as_str().as_bytes(), &annotations])
     }
 
-    /// The context of a proof blob: the blob's header, the ceremony that made the KEK and the KEK's `CKA_ID`.
-    pub fn proof(form: SealForm, ceremony_id: &str, cka_id: &[u8]) -> Self {
-        Self::digest(PROOF_DOMAIN, form, &[ceremony_id.as_bytes(), cka_id])
+    /// The context of a proof blob: the blob's header, the ceremony that made the KEK, the KEK's `CKA_ID`, and the fingerprint of each
+    /// recovery recipient: a record in which one was exchanged is not proved by its KEK.
+    pub fn proof<'a>(
+        form: SealForm,
+        ceremony_id: &'a str,
+        cka_id: &'a [u8],
+        recipients: impl IntoIterator<Item = &'a [u8; 32]>,
+    ) -> Self {
+        let mut parts = vec![ceremony_id.as_bytes(), cka_id];
+        parts.extend(recipients.into_iter().map(<[u8; 32]>::as_slice));
+        Self::digest(PROOF_DOMAIN, form, &parts)
     }
 
     /// The bytes to pass as AAD.
@@ -55,7 +63,7 @@ impl fmt::Debug for Context {
 }
 
 /// Hashes a length (64 bits, big-endian) and then the bytes, so that no two lists of parts hash the same input.
-fn update_prefixed(hash: &mut Sha256, part: &[u8]) {
+pub(crate) fn update_prefixed(hash: &mut Sha256, part: &[u8]) {
     hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
     hash.update(part);
 }
@@ -100,11 +108,16 @@ mod tests {
     #[test]
     fn every_part_of_a_proof_context_counts() {
         let form = SealForm::AES_GCM_SENT;
-        let base = Context::proof(form, "ceremony", &[1, 2]);
+        let proof =
+            |ceremony, cka_id: &[u8], recipients: &[[u8; 32]]| Context::proof(form, ceremony, cka_id, recipients);
+        let base = proof("ceremony", &[1, 2], &[[3; 32]]);
         for other in [
-            Context::proof(form, "ceremony2", &[1, 2]),
-            Context::proof(form, "ceremony", &[1, 3]),
-            Context::proof(form, "ceremony\u{1}", &[2]),
+            proof("ceremony2", &[1, 2], &[[3; 32]]),
+            proof("ceremony", &[1, 3], &[[3; 32]]),
+            proof("ceremony\u{1}", &[2], &[[3; 32]]),
+            proof("ceremony", &[1, 2], &[]),
+            proof("ceremony", &[1, 2], &[[4; 32]]),
+            proof("ceremony", &[1, 2], &[[3; 32], [4; 32]]),
             seed("ceremony", 1, &[]),
         ] {
             assert_ne!(base, other);

@@ -48,7 +48,7 @@ fn seeds_are_sealed_as_written() {
 #[test]
 fn proofs_are_sealed_as_written() {
     for vector in vectors("proof", 1) {
-        let context = |form| Context::proof(form, vector.text("ceremony"), &vector.bytes("cka_id"));
+        let context = |form| Context::proof(form, vector.text("ceremony"), &vector.bytes("cka_id"), []);
         let challenge = vector.bytes("challenge");
         assert_eq!(Sha256::digest(&challenge).to_vec(), vector.bytes("challenge_sha256"));
         assert_eq!(check_seal(&vector, context, &challenge), vector.bytes("blob"));

@@ -11,6 +11,7 @@ use super::Entry;
 use super::resource::resource;
 use super::value::{Form, Stored, printable};
 use crate::key_id;
+use crate::recovery;
 
 /// The report: what `hsm-kms etcd inventory --json` prints.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -125,10 +126,10 @@ struct Tally {
     annotated: u64,
 }
 
-/// Whether the seed of this object can be recovered without its KEK, as far as its annotations tell: a recovery recipient
-/// leaves one beside the sealed seed. Until that annotation has a name, any annotation counts.
+/// Whether the seed of this object can be recovered without its KEK, as far as its annotations tell: one of them carries the seed,
+/// sealed to a recovery recipient.
 pub fn is_covered<'a>(mut annotations: impl Iterator<Item = &'a String>) -> bool {
-    annotations.next().is_some()
+    annotations.any(|name| recovery::is_annotation(name))
 }
 
 impl Counter {
@@ -258,7 +259,10 @@ pub(super) fn sealed(provider: &str, key_id: &str, seed: &str, annotated: bool) 
         encrypted_data: Bytes::from_static(b"data"),
         key_id: key_id.to_owned(),
         encrypted_dek_source: Bytes::from(seed.to_owned()),
-        annotations: annotated.then(|| ("a.b".to_owned(), Bytes::new())).into_iter().collect(),
+        annotations: annotated
+            .then(|| ("0123456789abcdef.recovery.hsm-kms".to_owned(), Bytes::new()))
+            .into_iter()
+            .collect(),
         encrypted_dek_source_type: 1,
     };
     [format!("k8s:enc:kms:v2:{provider}:").into_bytes(), object.encode_to_vec()].concat().into()

@@ -22,6 +22,7 @@ pub use self::wire::{wire_kek, wire_sealing};
 use crate::envelope::{Annotations, Blob, BlobError, Context};
 use crate::key_id::KeyId;
 use crate::record::{KekRecord, Sha256Digest};
+use crate::recovery::{Binding, Recipient, SealError};
 use crate::secret::Plaintext;
 use crate::token::{RequestError, Tokens};
 
@@ -41,6 +42,8 @@ pub struct Keyring {
 struct Active {
     key_id: KeyId,
     kek: u32,
+    /// Each with what its blobs are bound to.
+    recipients: Vec<(Recipient, Binding)>,
 }
 
 /// A KEK with its record, and what it does: what a keyring is made of.
@@ -85,6 +88,9 @@ pub enum HandleError {
     /// The bytes are no sealed blob of a known version.
     #[error(transparent)]
     Blob(#[from] BlobError),
+    /// The seed was not sealed to a recovery recipient, so not at all.
+    #[error(transparent)]
+    Recipient(#[from] SealError),
     /// The token did not do it.
     #[error(transparent)]
     Request(#[from] RequestError),
@@ -117,7 +123,10 @@ impl Keyring {
             }
             epoch += kek.activations;
             if kek.state == State::Active {
-                let now = Active { key_id: kek.record.key_id(kek.activations), kek: index };
+                let key_id = kek.record.key_id(kek.activations);
+                let bound = |recipient: &Recipient| (recipient.clone(), Binding::new(cluster, &key_id, recipient));
+                let recipients = kek.record.recipients.iter().map(bound).collect();
+                let now = Active { key_id, kek: index, recipients };
                 if active.replace(now).is_some() {
                     return Err(KeyringError::Active);
                 }
@@ -178,10 +187,13 @@ impl Kek {
 }
 
 impl WrapHandle<'_> {
-    /// Seals `plaintext`, bound to cluster, key_id and annotations.
+    /// Seals `plaintext`, bound to cluster, key_id and annotations. In these it is sealed to each recovery recipient.
     pub async fn seal(&self, plaintext: &Plaintext, deadline: Instant) -> Result<SealedSeed, HandleError> {
-        let Keyring { cluster, tokens, active: Active { key_id, kek }, .. } = self.keyring;
-        let annotations = Annotations::new();
+        let Keyring { cluster, tokens, active: Active { key_id, kek, recipients }, .. } = self.keyring;
+        let mut annotations = Annotations::new();
+        for (recipient, binding) in recipients {
+            annotations.insert(recipient.fingerprint().annotation(), recipient.seal(plaintext, binding)?.into());
+        }
         // The form is bound, and tokens may differ in it.
         let context = |form| *Context::seed(form, cluster, key_id, &annotations).as_bytes();
         let sealed = tokens.seal(*kek, context, plaintext, deadline).await?;

@@ -24,7 +24,7 @@ pub fn wire_kek(record: &KekRecord, is_copy: bool) -> link::Kek {
         .iter()
         .map(|proof| {
             let blob = proof.blob();
-            let context = Context::proof(blob.form(), &record.ceremony.id.to_string(), record.kek.id.as_bytes());
+            let context = record.proof_context(blob.form());
             link::Proof { open: Some(wire_open(&blob, &context)), digest: proof.challenge_sha256.0.to_vec() }
         })
         .collect();

@@ -18,6 +18,7 @@ use crate::envelope::{MAX_PLAINTEXT_BYTES, annotations};
 use crate::key_id::{self, KeyId};
 use crate::keyring::{Current, HandleError, Keyring};
 use crate::observe::metrics::METRICS;
+use crate::recovery::SealError;
 use crate::secret::Plaintext;
 use crate::token::RequestError;
 
@@ -119,6 +120,10 @@ impl KeyManagementService for Service {
 fn to_status(error: &HandleError) -> Status {
     let request = match error {
         HandleError::Blob(error) => return Status::invalid_argument(error.to_string()),
+        HandleError::Recipient(error @ SealError::TooLong { .. }) => {
+            return Status::invalid_argument(error.to_string());
+        }
+        HandleError::Recipient(error @ SealError::Failed(_)) => return Status::internal(error.to_string()),
         HandleError::Request(request) => request,
     };
     match request {

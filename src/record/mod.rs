@@ -13,9 +13,10 @@ use self::witnessed::COPIES_TO_RECOVER;
 pub use self::witnessed::{Origin, Participant, Role, ShareSet, TokenCopy, Witnessed};
 use crate::attributes::Attributes;
 use crate::cluster::Cluster;
-use crate::envelope::Blob;
+use crate::envelope::{Blob, Context};
 use crate::key_id::KeyId;
-use crate::seal::Seal;
+use crate::recovery::{self, Fingerprint, Recipient};
+use crate::seal::{Seal, SealForm};
 use crate::strict::{self, Fault, FileError};
 
 /// What the ceremony wrote about one KEK.
@@ -41,6 +42,9 @@ pub struct KekRecord {
     /// The MAC key beside it, where the seal needs one (`aes-cbc-hmac`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac_key: Option<TokenKey>,
+    /// Offline public keys that every seed is also sealed to. The proofs below are bound to them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "recipients")]
+    pub recipients: Vec<Recipient>,
     /// Challenges that the KEK sealed on the day, at least one. Opening one proves that a key is this KEK.
     #[serde(deserialize_with = "proofs")]
     pub proofs: Vec<Proof>,
@@ -147,6 +151,8 @@ pub enum Recovery {
     Copies,
     /// From the shares that it came in.
     Shares,
+    /// By the offline key of a recovery recipient, and neither by copies nor by shares.
+    Recipients,
 }
 
 impl Kind {
@@ -172,11 +178,12 @@ impl KekRecord {
         token: Token,
         kek: TokenKey,
         mac_key: Option<TokenKey>,
+        recipients: Vec<Recipient>,
         proofs: Vec<Proof>,
         deviations: Vec<String>,
         witnessed: Option<Witnessed>,
     ) -> Self {
-        let (version, recovery) = (VERSION, recovery(witnessed.as_ref()));
+        let (version, recovery) = (VERSION, recovery(witnessed.as_ref(), &recipients));
         Self {
             version,
             kind,
@@ -187,11 +194,17 @@ impl KekRecord {
             token,
             kek,
             mac_key,
+            recipients,
             proofs,
             deviations,
             recovery,
             witnessed,
         }
+    }
+
+    /// What a proof blob of this form is bound to.
+    pub fn proof_context(&self, form: SealForm) -> Context {
+        proof_context(form, &self.ceremony.id, &self.kek.id, &self.recipients)
     }
 
     /// The `key_id` of the KEK in its `epoch`-th activation, from 1.
@@ -252,10 +265,11 @@ fn checked(bytes: &[u8]) -> Result<KekRecord, Fault> {
     if record.witnessed.is_some() == (record.kind == Kind::Trial) {
         return Err(rule("witnessed", "it stands exactly in the records of kind production or rehearsal"));
     }
-    if record.recovery != recovery(record.witnessed.as_ref()) {
+    if record.recovery != recovery(record.witnessed.as_ref(), &record.recipients) {
         return Err(rule(
             "recovery",
-            "it is `copies` exactly where witnessed.copies lists at least two tokens, else `shares` where there are any",
+            "it is `copies` exactly where witnessed.copies lists at least two tokens, else `shares` where there are any, else \
+             `recipients` where there are any",
         ));
     }
     let shares_fit = |witnessed: &Witnessed| match witnessed.shares {
@@ -280,13 +294,26 @@ fn checked(bytes: &[u8]) -> Result<KekRecord, Fault> {
     Ok(record)
 }
 
-/// What the proved copies are worth.
-fn recovery(witnessed: Option<&Witnessed>) -> Recovery {
+/// What a proof blob is bound to, before there is a record.
+pub fn proof_context(form: SealForm, ceremony: &CeremonyId, kek: &CkaId, recipients: &[Recipient]) -> Context {
+    let fingerprints: Vec<_> = recipients.iter().map(Recipient::fingerprint).collect();
+    Context::proof(form, &ceremony.to_string(), kek.as_bytes(), fingerprints.iter().map(Fingerprint::as_bytes))
+}
+
+/// The first way that there is to open seeds without the token.
+fn recovery(witnessed: Option<&Witnessed>, recipients: &[Recipient]) -> Recovery {
     match witnessed {
         Some(witnessed) if witnessed.copies.len() >= COPIES_TO_RECOVER => Recovery::Copies,
         Some(Witnessed { shares: Some(_), .. }) => Recovery::Shares,
+        _ if !recipients.is_empty() => Recovery::Recipients,
         _ => Recovery::None,
     }
+}
+
+fn recipients<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Recipient>, D::Error> {
+    let recipients = Vec::deserialize(deserializer)?;
+    recovery::check_recipients(&recipients).map_err(serde::de::Error::custom)?;
+    Ok(recipients)
 }
 
 fn proofs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Proof>, D::Error> {
@@ -309,7 +336,6 @@ mod tests {
 
     use super::*;
     use crate::attributes::{AttributeName, AttributeValue};
-    use crate::seal::SealForm;
 
     fn record() -> KekRecord {
         let blob = Blob::new(SealForm::AES_GCM_SENT, &[1; 12], &[2; 48]).unwrap();
@@ -345,6 +371,7 @@ mod tests {
                 ]),
             },
             None,
+            Vec::new(),
             vec![Proof::new(blob, [5; 32])],
             vec!["CKA_COPYABLE is unavailable on this module".to_owned()],
             None,
@@ -366,9 +393,13 @@ mod tests {
     }
 
     fn with(witnessed: Witnessed) -> KekRecord {
-        let KekRecord { ceremony, cluster, profile, module, token, kek, mac_key, proofs, deviations, .. } = record();
-        let (kind, witnessed) = (Kind::Production, Some(witnessed));
-        KekRecord::new(kind, ceremony, cluster, profile, module, token, kek, mac_key, proofs, deviations, witnessed)
+        let none = record();
+        KekRecord {
+            kind: Kind::Production,
+            recovery: recovery(Some(&witnessed), &[]),
+            witnessed: Some(witnessed),
+            ..none
+        }
     }
 
     #[test]
@@ -440,7 +471,7 @@ mod tests {
             ("0404\"", "040\"", "`kek.id`: expected 1 to 64 bytes"),
             ("aGttcw", "aGttcx", "`proofs[0].blob`: sealed blob has version 17"),
             ("aGttcw", "?", "`proofs[0].blob`: expected base64"),
-            ("\"none\"", "\"some\"", "`recovery`: expected one of `none`, `copies`, `shares`"),
+            ("\"none\"", "\"some\"", "`recovery`: expected one of `none`, `copies`, `shares`, `recipients`"),
         ] {
             let found = error_after(old, new);
             assert!(found.contains(error), "{found}\n{error}");

@@ -6,7 +6,6 @@
 
 mod combine;
 mod digest;
-mod pool;
 mod text;
 
 #[cfg(test)]
@@ -23,8 +22,8 @@ use zeroize::Zeroizing;
 
 pub use self::combine::{CombineError, combine};
 pub use self::digest::SecretDigest;
-use self::pool::Pool;
 pub use self::text::{Group, TextError};
+use crate::random::Pool;
 
 /// How many bytes a secret may have.
 pub const SECRET_BYTES: RangeInclusive<usize> = 16..=64;
@@ -95,7 +94,9 @@ pub fn split<E>(
     let (mut set, mut salt) = ([0; 4], [0; 16]);
     random(&mut set)?;
     random(&mut salt)?;
-    let mut pool = Pool::new(secret.len(), threshold);
+    // The library takes a `u32` for each coefficient.
+    let coefficients = secret.len().saturating_mul(usize::from(threshold.saturating_sub(1)));
+    let mut pool = Pool::new(coefficients.saturating_mul(size_of::<u32>()));
     random(pool.bytes())?;
 
     let failed = |error: String| SplitError::Scheme(error);

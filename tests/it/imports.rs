@@ -5,21 +5,23 @@ use std::fs;
 use std::path::Path;
 
 /// May be used by every module.
-const COMMON: [&str; 9] = ["attributes", "class", "cluster", "exit", "key_id", "pin", "seal", "secret", "strict"];
+const COMMON: [&str; 10] =
+    ["attributes", "class", "cluster", "exit", "key_id", "pin", "random", "seal", "secret", "strict"];
 
 /// A module, and what else it may use. `cli` may use everything, and nobody uses `cli`.
-const ALLOWED: [(&str, &[&str]); 16] = [
-    ("ceremony", &["config", "envelope", "pkcs11", "profile", "record", "shares"]),
+const ALLOWED: [(&str, &[&str]); 17] = [
+    ("ceremony", &["config", "envelope", "pkcs11", "profile", "record", "recovery", "shares"]),
     ("config", &["kms", "observe", "profile", "token"]),
     ("envelope", &[]),
-    ("etcd", &["envelope"]),
-    ("keyring", &["envelope", "record", "token", "wire"]),
-    ("kms", &["envelope", "keyring", "observe", "token"]),
+    ("etcd", &["envelope", "recovery"]),
+    ("keyring", &["envelope", "record", "recovery", "token", "wire"]),
+    ("kms", &["envelope", "keyring", "observe", "recovery", "token"]),
     ("observe", &[]),
     ("pkcs11", &["profile"]),
     ("probe", &["ceremony", "pkcs11", "profile", "record"]),
     ("profile", &[]),
-    ("record", &["envelope", "shares"]),
+    ("record", &["envelope", "recovery", "shares"]),
+    ("recovery", &["envelope"]),
     ("token", &["observe", "wire", "worker"]),
     ("wire", &[]),
     ("worker", &["pkcs11", "profile", "wire"]),

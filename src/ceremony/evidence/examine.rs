@@ -257,6 +257,7 @@ fn copies(plan: &LockedPlan, events: &[Event], record: &Record) -> Found<()> {
         Recovery::None => "NO-RECOVERY: without this token nothing opens",
         Recovery::Copies => "the KEK outlives its token",
         Recovery::Shares => "shares restore the KEK",
+        Recovery::Recipients => "its seeds open by the key of a recovery recipient",
     };
     Ok(((), format!("{} proved; {worth}", record.witnessed.copies.len())))
 }

@@ -67,6 +67,7 @@ pub fn report(report: Report<'_>) -> String {
         recovery: match record.recovery {
             Recovery::None => "NONE".to_owned(),
             Recovery::Shares => "shares".to_owned(),
+            Recovery::Recipients => "recovery recipients".to_owned(),
             Recovery::Copies => format!("{} proved copies", copies.len()),
         },
         origin: origin(witnessed),

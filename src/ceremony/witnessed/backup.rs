@@ -44,9 +44,9 @@ impl Run<'_> {
             }
             // Wiped: every token that was to get the KEK has it.
             run.restored = None;
-            if copies.len() < ENOUGH && run.shares.is_none() {
+            if copies.len() < ENOUGH && run.shares.is_none() && run.plan.recipients.is_empty() {
                 run.console.tell(
-                    "NO-RECOVERY: fewer than two copies of this KEK are proved. If its token is lost, every Secret in etcd and in its \
+                    "NO-RECOVERY: fewer than two copies of this KEK are proved, and there is no recovery recipient. If its token is lost, every Secret in etcd and in its \
                      backups is lost. The plugin serves such a KEK only with kek.accept_data_loss.",
                 );
                 run.ask_until("no-recovery", "type NO-RECOVERY to go on, knowing this", |answer| {
@@ -54,10 +54,11 @@ impl Run<'_> {
                 })?;
             }
             let count = copies.len();
-            let recovery = match (count >= ENOUGH, run.shares.is_some()) {
-                (true, _) => Recovery::Copies,
-                (false, true) => Recovery::Shares,
-                (false, false) => Recovery::None,
+            let recovery = match (count >= ENOUGH, run.shares.is_some(), run.plan.recipients.is_empty()) {
+                (true, _, _) => Recovery::Copies,
+                (false, true, _) => Recovery::Shares,
+                (false, false, false) => Recovery::Recipients,
+                (false, false, true) => Recovery::None,
             };
             Ok((copies, json!({"proved": count, "recovery": recovery})))
         })

@@ -225,6 +225,7 @@ impl Run<'_> {
             site.token_record(),
             read.kek.clone(),
             read.mac.clone(),
+            self.plan.recipients.clone(),
             proofs.clone(),
             read.deviations.clone(),
             Some(witnessed),

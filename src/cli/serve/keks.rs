@@ -95,13 +95,13 @@ fn check(config: &Config, path: &Path, record: &KekRecord) -> Result<(), CliErro
         return Err(refuse(why, "set token.profile to that of the ceremony".to_owned()));
     }
     match (record.kind, record.recovery) {
-        (Kind::Production, Recovery::Copies | Recovery::Shares) => {}
+        (Kind::Production, Recovery::Copies | Recovery::Shares | Recovery::Recipients) => {}
         (Kind::Production, Recovery::None) if config.kek.accept_data_loss => {
             tracing::warn!("no copy of the KEK was proved: if this token is lost, every secret in etcd is");
         }
         (Kind::Production, Recovery::None) => {
-            let why = "the ceremony proved no copies of the KEK, so without this one token nothing opens".to_owned();
-            let hint = "hold a ceremony that proves two copies; or set kek.accept_data_loss: true, and know that the loss of this \
+            let why = "the ceremony proved no copies of the KEK and names no recovery recipient, so without this one token nothing opens".to_owned();
+            let hint = "hold a ceremony that proves two copies or names a recovery recipient; or set kek.accept_data_loss: true, and know that the loss of this \
                         token is then the loss of every secret in etcd, in backups too"
                 .to_owned();
             return Err(refuse(why, hint));

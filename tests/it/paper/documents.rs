@@ -204,6 +204,7 @@ fn record(plan: &Plan, kind: Kind, exceptions: &[String]) -> KekRecord {
             label: format!("{}-mac", plan.kek.label),
             attributes: attributes(KeyUse::Mac, 0x10, 0x350, mechanism),
         }),
+        plan.recipients.clone(),
         vec![proof(1), proof(2), proof(3)],
         Vec::new(),
         Some(Witnessed {

@@ -1,4 +1,4 @@
-//! Randomness that is there before it is used: the library takes only a source that cannot fail.
+//! Randomness that is there before it is used: some libraries take only a source that cannot fail.
 
 use std::convert::Infallible;
 
@@ -6,27 +6,32 @@ use rand_core::{TryCryptoRng, TryRng};
 use zeroize::Zeroizing;
 
 /// Hands out bytes that were filled in before, each once.
-pub(super) struct Pool {
+pub(crate) struct Pool {
     bytes: Zeroizing<Vec<u8>>,
     used: usize,
     ran_out: bool,
 }
 
 impl Pool {
-    /// Room for the coefficients of a split: the library takes a `u32` for each.
-    pub(super) fn new(secret_bytes: usize, threshold: u8) -> Self {
-        let coefficients = secret_bytes.saturating_mul(usize::from(threshold.saturating_sub(1)));
-        let bytes = Zeroizing::new(vec![0; coefficients.saturating_mul(size_of::<u32>())]);
-        Self { bytes, used: 0, ran_out: false }
+    /// Room for so many bytes.
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self { bytes: Zeroizing::new(vec![0; bytes]), used: 0, ran_out: false }
+    }
+
+    /// So many bytes from the kernel.
+    pub(crate) fn filled(bytes: usize) -> Result<Self, getrandom::Error> {
+        let mut pool = Self::new(bytes);
+        getrandom::fill(&mut pool.bytes)?;
+        Ok(pool)
     }
 
     /// To be filled.
-    pub(super) fn bytes(&mut self) -> &mut [u8] {
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
         &mut self.bytes
     }
 
     /// Whether more was asked for than there was: what was made of it must not be used.
-    pub(super) fn ran_out(&self) -> bool {
+    pub(crate) fn ran_out(&self) -> bool {
         self.ran_out
     }
 }

@@ -128,7 +128,7 @@ pub fn calls(plan: &Plan) -> Result<Vec<StepCalls>, CeremonyError> {
         ),
     ];
     // A trial takes the same steps, without people.
-    let titles = plan.witnessed.as_ref().map(steps);
+    let titles = plan.witnessed.as_ref().map(|witnessed| steps(plan, witnessed));
     let title = |id: StepId| match &titles {
         Some(steps) => steps
             .iter()

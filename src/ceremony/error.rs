@@ -111,7 +111,9 @@ pub enum CeremonyError {
     #[error("the token did what it must refuse: {0}")]
     NotRefused(&'static str),
     /// A key with the KEK's name does not open what the KEK sealed.
-    #[error("the key {label:?} does not open the record's proof blobs, so it is another key: {error}")]
+    #[error(
+        "the key {label:?} does not open the record's proof blobs, so it is another key, or the record was changed: {error}"
+    )]
     OtherKey {
         /// Its `CKA_LABEL`.
         label: String,

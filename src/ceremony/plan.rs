@@ -185,6 +185,7 @@ impl Plan {
             ("import", file.import.is_some(), false),
             ("destroys", file.destroys.is_some(), false),
         ];
+        let destroys = file.destroys.is_some();
         check_kind(file.kind, &given).map_err(fault)?;
         let witnessed = match (file.kind, file.site, file.serial, people) {
             (PlanKind::Production, Some(site), Some(serial), Some(people)) => {
@@ -207,10 +208,12 @@ impl Plan {
         };
         let recipients = file.recipients.unwrap_or_default().into_iter().map(RecipientFile::read);
         let recipients = recipients.collect::<Result<Vec<_>, PlanError>>()?;
-        recovery::check_recipients(&recipients).map_err(|problem| {
-            let hint = "name each recipient once".to_owned();
-            fault(Fault::Rule { field: "recipients", problem, hint })
-        })?;
+        let rule =
+            |problem: String, hint: &str| fault(Fault::Rule { field: "recipients", problem, hint: hint.to_owned() });
+        recovery::check_recipients(&recipients).map_err(|problem| rule(problem, "name each recipient once"))?;
+        if destroys && !recipients.is_empty() {
+            return Err(rule("a plan that destroys a KEK makes none".to_owned(), "remove it").into());
+        }
         Ok(Self { cluster: file.cluster, token, kek: file.kek, recipients, output: file.output.0, witnessed })
     }
 }

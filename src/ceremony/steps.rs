@@ -1,7 +1,7 @@
 //! The steps of a ceremony: one table, from which the run, the printed script and the report are made.
 
 use super::people::Role;
-use super::plan::WitnessedPlan;
+use super::plan::{Plan, WitnessedPlan};
 
 /// A step of a ceremony.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +80,8 @@ pub enum StepId {
     Clock,
     /// The plan against the printed script.
     Plan,
+    /// Who else can open what the KEK seals.
+    Recipients,
     /// The program's digest.
     Program,
     /// Machine, module and token.
@@ -137,6 +139,7 @@ impl StepId {
             Self::People => "people",
             Self::Clock => "clock",
             Self::Plan => "plan",
+            Self::Recipients => "recipients",
             Self::Program => "program",
             Self::Preflight => "preflight",
             Self::Login => "login",
@@ -159,15 +162,19 @@ impl StepId {
 }
 
 /// The steps of this plan, in order.
-pub fn steps(plan: &WitnessedPlan) -> Vec<Step> {
-    let is_import = plan.import.is_some();
-    if plan.destroys.is_some() {
-        let is_kept =
-            |step: &Step| matches!(step.act, Act::Opening | Act::Preflight | Act::End) || step.id == StepId::Closing;
+pub fn steps(plan: &Plan, witnessed: &WitnessedPlan) -> Vec<Step> {
+    let is_import = witnessed.import.is_some();
+    let has_recipients = !plan.recipients.is_empty();
+    if witnessed.destroys.is_some() {
+        let is_kept = |step: &Step| {
+            matches!(step.act, Act::Opening | Act::Preflight | Act::End) && step.id != StepId::Recipients
+                || step.id == StepId::Closing
+        };
         return ALL.into_iter().filter(is_kept).collect();
     }
     ALL.into_iter()
         .filter(|step| match step.id {
+            StepId::Recipients => has_recipients,
             StepId::Generate => !is_import,
             StepId::Make | StepId::Shares | StepId::Drill | StepId::Import => is_import,
             StepId::Unused | StepId::Destroy => false,
@@ -177,7 +184,7 @@ pub fn steps(plan: &WitnessedPlan) -> Vec<Step> {
 }
 
 /// Every step that there is.
-const ALL: [Step; 20] = [
+const ALL: [Step; 21] = [
     Step {
         id: StepId::People,
         act: Act::Opening,
@@ -207,6 +214,16 @@ const ALL: [Step; 20] = [
         why: "The plan is the only input. The same words mean that nobody changed it since it was agreed to.",
         minutes: 2,
         notes: &[Note::PlanWords],
+    },
+    Step {
+        id: StepId::Recipients,
+        act: Act::Opening,
+        title: "Compare the recovery recipients",
+        owner: Owner::One(Role::Operator),
+        what: "For each recovery key of the plan, the operator types the first 16 digits of its fingerprint from the paper of those who keep it.",
+        why: "Whoever has such a key can read every secret without the HSM. It must be the key that was agreed to, and nobody else's.",
+        minutes: 2,
+        notes: &[Note::Tick("The paper came from those who keep the key, not with the plan")],
     },
     Step {
         id: StepId::Program,

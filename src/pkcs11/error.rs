@@ -41,7 +41,9 @@ pub enum Error {
         id: String,
     },
     /// The key cannot open the record's proof blob.
-    #[error("the key {label:?} does not open the proof blob of its record: it is another key")]
+    #[error(
+        "the key {label:?} does not open the proof blob of its record: it is another key, or the record was changed"
+    )]
     KekForeign {
         /// CKA_LABEL of the key.
         label: String,

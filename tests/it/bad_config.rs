@@ -73,7 +73,7 @@ fn records_that_cannot_be_served_are_refused() {
     refuses(&served.with("/kind", json!("production")), "`witnessed`");
     refuses(&served.with("/recovery", json!("copies")), "`recovery`");
     refuses(&served.witnessed("rehearsal", 2), "in a rehearsal");
-    refuses(&served.witnessed("production", 1), "proved no copies");
+    refuses(&served.witnessed("production", 1), "proved no copies of the KEK and names no recovery recipient");
     refuses(&served.with("/recovery", json!("some")), "`recovery`");
     refuses(&served.with("/proofs", json!([])), "`proofs`");
     refuses(&record.replacen("\"cluster\"", "\"clutser\"", 1), "unknown key `clutser`");

@@ -121,7 +121,9 @@ fn absent(served: &Served) -> Down {
 }
 
 fn foreign() -> Down {
-    let why = "the key \"kek\" does not open the proof blob of its record: it is another key".to_owned();
+    let why =
+        "the key \"kek\" does not open the proof blob of its record: it is another key, or the record was changed"
+            .to_owned();
     Down { healthz: FOREIGN, why, hint: "label and id were reused" }
 }
 

@@ -8,6 +8,7 @@ mod imports_of_keks;
 mod interrupted;
 mod lies;
 mod power_cuts;
+mod recipients;
 mod rehearsals;
 mod restoring;
 mod rotations;

@@ -118,7 +118,7 @@ fn a_page_that_is_not_tidy_is_found() {
 
 fn has_what_a_script_has(script: &Printed, ceremony: &Ceremony) {
     has_plan_and_people(script, ceremony);
-    for step in steps(ceremony.witnessed()) {
+    for step in steps(&ceremony.plan, ceremony.witnessed()) {
         script.has(&[step.title, step.what, step.why]);
     }
     for copy in &ceremony.witnessed().copies {
@@ -129,7 +129,7 @@ fn has_what_a_script_has(script: &Printed, ceremony: &Ceremony) {
 
 fn has_what_a_report_has(report: &Printed, ceremony: &Ceremony) {
     has_plan_and_people(report, ceremony);
-    for step in steps(ceremony.witnessed()) {
+    for step in steps(&ceremony.plan, ceremony.witnessed()) {
         report.has(&[step.title]);
     }
     report.has(&AttributeName::ALL.map(AttributeName::name));

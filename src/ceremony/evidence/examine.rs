@@ -10,6 +10,7 @@ use super::{EvidenceError, PLAN_FILE, RECORD_FILE, SIGNATURES, SIGNERS_FILE, STA
 use crate::ceremony::transcript::{self, CeremonyKind, Event, EventKind, TRANSCRIPT_FILE};
 use crate::ceremony::{Person, Role};
 use crate::record::{KekRecord, Kind, Origin, Participant, Recovery, Sha256Digest, Witnessed};
+use crate::recovery::Recipient;
 
 /// Looks at the whole evidence in this directory. An error only if it could not be looked at.
 pub fn verify_directory(directory: &Path) -> Result<Report, EvidenceError> {
@@ -192,6 +193,7 @@ fn as_planned(plan: &LockedPlan, record: &Record) -> Found<()> {
         ("plan_sha256", witnessed.plan_sha256 == plan.digest),
         ("cluster", record.cluster == plan.cluster),
         ("origin", witnessed.origin == origin),
+        ("recipients", record.recipients.iter().map(Recipient::fingerprint).eq(plan.recipients.iter().copied())),
         ("previous_record_sha256", witnessed.previous_record_sha256 == plan.previous),
         // A rehearsal is held on a throw-away token.
         ("token.serial", record.token.serial == plan.serial || record.kind == Kind::Rehearsal),

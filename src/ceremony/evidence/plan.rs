@@ -6,6 +6,7 @@ use serde::de::IgnoredAny;
 use crate::ceremony::{People, Person};
 use crate::cluster::Cluster;
 use crate::record::Sha256Digest;
+use crate::recovery::Fingerprint;
 use crate::strict;
 
 /// The plan of a ceremony that people held.
@@ -20,6 +21,8 @@ pub(super) struct LockedPlan {
     pub(super) copies: Vec<String>,
     pub(super) previous: Option<Sha256Digest>,
     pub(super) is_import: bool,
+    /// Fingerprints of the recovery recipients.
+    pub(super) recipients: Vec<Fingerprint>,
     /// SHA-256 of the record of the KEK that it destroys.
     pub(super) destroys: Option<Sha256Digest>,
 }
@@ -33,7 +36,18 @@ impl LockedPlan {
             return Err("it is not in canonical form (RFC 8785)".to_owned());
         }
         let file: File = strict::json(bytes, 1).map_err(|fault| fault.to_string())?;
-        let File { kind: Kind::Production, cluster, serial, people, copies, previous, import, destroys, .. } = file;
+        let File {
+            kind: Kind::Production,
+            cluster,
+            serial,
+            people,
+            copies,
+            recipients,
+            previous,
+            import,
+            destroys,
+            ..
+        } = file;
         Ok(Self {
             digest: Sha256Digest::of(bytes),
             cluster,
@@ -42,6 +56,7 @@ impl LockedPlan {
             copies: copies.into_iter().map(|copy| copy.serial).collect(),
             previous,
             is_import: import.is_some(),
+            recipients: recipients.into_iter().map(|recipient| recipient.fingerprint).collect(),
             destroys,
         })
     }
@@ -65,6 +80,8 @@ struct File {
     people: Vec<Person>,
     #[serde(default)]
     copies: Vec<Copy>,
+    #[serde(default)]
+    recipients: Vec<Recipient>,
     previous: Option<Sha256Digest>,
     import: Option<IgnoredAny>,
     destroys: Option<Sha256Digest>,
@@ -79,6 +96,14 @@ struct Copy {
     serial: String,
     #[serde(rename = "token")]
     _token: IgnoredAny,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Recipient {
+    #[serde(rename = "file")]
+    _file: IgnoredAny,
+    fingerprint: Fingerprint,
 }
 
 /// A rehearsal goes by the production plan; trials have no evidence.

@@ -7,6 +7,7 @@ use askama::filters::HtmlSafe;
 use super::super::transcript::CeremonyKind;
 use super::super::{Plan, WitnessedPlan, words};
 use crate::record::{CkaId, Sha256Digest};
+use crate::recovery::Fingerprint;
 
 /// The frame of a document.
 pub(super) struct Frame<'a> {
@@ -83,6 +84,12 @@ pub(super) trait Bytes {
 impl Bytes for Sha256Digest {
     fn bytes(&self) -> &[u8] {
         &self.0
+    }
+}
+
+impl Bytes for Fingerprint {
+    fn bytes(&self) -> &[u8] {
+        self.as_bytes()
     }
 }
 

@@ -67,14 +67,14 @@ pub fn report(report: Report<'_>) -> String {
         recovery: match record.recovery {
             Recovery::None => "NONE".to_owned(),
             Recovery::Shares => "shares".to_owned(),
-            Recovery::Recipients => "recovery recipients".to_owned(),
+            Recovery::Recipients => format!("{} recovery recipients", record.recipients.len()),
             Recovery::Copies => format!("{} proved copies", copies.len()),
         },
         origin: origin(witnessed),
         transcript_words: split_words(&report.transcript_head),
         signers: people.iter().filter(|one| one.took_part).map(|one| one.person).collect(),
         people,
-        steps: results(witnessed, report.events),
+        steps: results(plan, witnessed, report.events),
         keys: keys(plan, record),
         copies,
     })
@@ -127,7 +127,7 @@ fn attendance<'a>(witnessed: &'a WitnessedPlan, there: &[Participant]) -> Vec<At
 }
 
 /// What the transcript says of each step.
-fn results(witnessed: &WitnessedPlan, events: &[ReportEvent]) -> Vec<StepResult> {
+fn results(plan: &Plan, witnessed: &WitnessedPlan, events: &[ReportEvent]) -> Vec<StepResult> {
     let of_step = |step: super::super::Step| {
         let events = || events.iter().filter(|event| event.step == step.id.name());
         let result = events().rfind(|event| event.kind == "result");
@@ -137,7 +137,7 @@ fn results(witnessed: &WitnessedPlan, events: &[ReportEvent]) -> Vec<StepResult>
             result: result.map_or_else(String::new, |event| event.text.clone()),
         }
     };
-    steps(witnessed).into_iter().map(of_step).collect()
+    steps(plan, witnessed).into_iter().map(of_step).collect()
 }
 
 /// The time of day: the day stands above.

@@ -11,7 +11,7 @@ use crate::record::Role;
 
 /// The script of a plan, to be printed before the ceremony and filled in by hand.
 pub fn script(plan: &Plan, witnessed: &WitnessedPlan, kind: CeremonyKind) -> String {
-    let acts = acts(witnessed);
+    let acts = acts(plan, witnessed);
     let all = || acts.iter().flat_map(|act| &act.steps);
     html(&Script {
         frame: Frame::new("Key ceremony script", plan, witnessed, kind),
@@ -61,8 +61,8 @@ struct Place {
 }
 
 /// The steps of the plan, numbered through, by act.
-fn acts(witnessed: &WitnessedPlan) -> Vec<ActOnPaper> {
-    let places = steps(witnessed).into_iter().zip(1..).map(|(step, number)| {
+fn acts(plan: &Plan, witnessed: &WitnessedPlan) -> Vec<ActOnPaper> {
+    let places = steps(plan, witnessed).into_iter().zip(1..).map(|(step, number)| {
         let owner = owner(step.owner, witnessed);
         Place { number, step, owner }
     });

@@ -132,7 +132,7 @@ fn begin<'a>(
         console,
         transcript,
         id,
-        steps: steps(witnessed),
+        steps: steps(plan, witnessed),
         exceptions: exceptions(&events),
         used: Vec::new(),
         present: Vec::new(),

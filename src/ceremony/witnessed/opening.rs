@@ -20,6 +20,9 @@ impl Run<'_> {
         self.people()?;
         self.clock()?;
         self.compare_plan()?;
+        if !self.plan.recipients.is_empty() {
+            self.recipients()?;
+        }
         self.program()
     }
 
@@ -83,6 +86,26 @@ impl Run<'_> {
                 return Err(CeremonyError::Refused("the plan is not the one on the printed script"));
             }
             Ok(((), json!({"words": words(&digest)})))
+        })
+    }
+
+    fn recipients(&mut self) -> Result<(), CeremonyError> {
+        let plan = self.plan;
+        self.step(StepId::Recipients, json!({"planned": plan.recipients.len()}), |run| {
+            let mut compared = Vec::new();
+            for (position, recipient) in plan.recipients.iter().enumerate() {
+                let (scheme, fingerprint) = (recipient.scheme(), recipient.fingerprint().to_string());
+                let facts = [("scheme", scheme.word()), ("fingerprint", fingerprint.as_str())];
+                run.console.heading("a recovery recipient", "", &facts);
+                let begins = |answer: &str| answer.len() == TYPED_DIGITS && fingerprint.starts_with(answer);
+                let text = "the first 16 digits, from the paper of its keepers";
+                run.ask_until(&format!("recipient-{}", position + 1), text, |answer| {
+                    let plain: String = answer.split_whitespace().collect();
+                    begins(&plain.to_lowercase()).then_some(())
+                })?;
+                compared.push(json!({"scheme": scheme, "fingerprint": fingerprint}));
+            }
+            Ok(((), json!({"recipients": compared})))
         })
     }
 
@@ -174,6 +197,9 @@ impl Run<'_> {
         Err(CeremonyError::Unanswered(question.to_owned()))
     }
 }
+
+/// Digits of a fingerprint that are typed: another key with the same takes 2^64 attempts.
+const TYPED_DIGITS: usize = 16;
 
 const DAY: i64 = 24 * 60 * 60;
 

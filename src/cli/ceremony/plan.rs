@@ -103,7 +103,7 @@ fn show(file: &Path, as_json: bool) -> Result<(), CliError> {
         let digest = witnessed.lock.digest;
         return print_json(&json!({"plan": content, "plan_sha256": digest, "words": words(&digest)}));
     }
-    print(&format!("{}\n\n{}\n\n{}\n", facts(&plan, witnessed), people(witnessed), schedule(witnessed)))
+    print(&format!("{}\n\n{}\n\n{}\n", facts(&plan, witnessed), people(witnessed), schedule(&plan, witnessed)))
 }
 
 fn table(header: &[&str]) -> Table {
@@ -133,6 +133,9 @@ fn facts(plan: &Plan, witnessed: &WitnessedPlan) -> Table {
     facts.add_row(["KEK", &format!("{:?}, {origin}", plan.kek.label)]);
     facts.add_row(["may deviate", &some(permit.iter().map(String::as_str).collect())]);
     facts.add_row(["copies on", &some(copies)]);
+    for recipient in &plan.recipients {
+        facts.add_row(["recovery recipient", &format!("{}, {}", recipient.scheme(), recipient.fingerprint())]);
+    }
     facts.add_row(["output", &plan.output.display().to_string()]);
     facts.add_row(["plan SHA-256", &digest.to_string()]);
     facts.add_row(["plan words", &words(&digest)]);
@@ -147,10 +150,10 @@ fn people(witnessed: &WitnessedPlan) -> Table {
     people
 }
 
-fn schedule(witnessed: &WitnessedPlan) -> Table {
+fn schedule(plan: &Plan, witnessed: &WitnessedPlan) -> Table {
     let mut schedule = table(&["", "step", "act", "minutes"]);
     let mut total = 0;
-    for (position, step) in steps(witnessed).iter().enumerate() {
+    for (position, step) in steps(plan, witnessed).iter().enumerate() {
         total += step.minutes;
         schedule.add_row([&(position + 1).to_string(), step.title, step.act.title(), &step.minutes.to_string()]);
     }

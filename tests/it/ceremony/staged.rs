@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use hsm_kms::record::UtcTime;
+use hsm_kms::recovery::HybridKey;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -116,10 +117,27 @@ impl Staged {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// A recovery recipient, which the plan then names; and its private half.
+    pub fn with_recipient(&mut self) -> HybridKey {
+        let key = HybridKey::generate().unwrap();
+        let recipient = key.recipient().unwrap();
+        let path = self.file("recipient.json");
+        fs::write(&path, recipient.to_json()).unwrap();
+        self.plan["recipients"] = json!([{"file": path, "fingerprint": recipient.fingerprint()}]);
+        key
+    }
+
     /// What the four say when all goes well.
     pub fn answers(&self) -> Answers {
-        let copies = self.plan["copies"].as_array().map_or(0, Vec::len);
-        answers(&self.halves, copies)
+        self.answers_with(&self.halves)
+    }
+
+    fn answers_with(&self, halves: &[String; 2]) -> Answers {
+        let count = |list: &str| self.plan[list].as_array().map_or(0, Vec::len);
+        let fingerprints: Vec<_> = (0..count("recipients"))
+            .map(|position| self.plan["recipients"][position]["fingerprint"].as_str().unwrap()[..16].to_owned())
+            .collect();
+        answers(halves, count("copies"), &fingerprints)
     }
 
     /// Rehearses the plan; returns the directory of the evidence.
@@ -127,8 +145,8 @@ impl Staged {
         let output = self.file("rehearsal");
         if !output.exists() {
             fs::create_dir(&output).unwrap();
-            let copies = self.plan["copies"].as_array().map_or(0, Vec::len);
-            let rehearsed = self.rehearse_into(&output, &answers(&REHEARSED_HALVES.map(str::to_owned), copies));
+            let answers = self.answers_with(&REHEARSED_HALVES.map(str::to_owned));
+            let rehearsed = self.rehearse_into(&output, &answers);
             assert!(rehearsed.status.success(), "{}", String::from_utf8_lossy(&rehearsed.stderr));
         }
         text(&output)
@@ -299,7 +317,7 @@ pub fn with(mut answers: Answers, question: &str, answer: &str) -> Answers {
 }
 
 /// What is answered when all goes well.
-fn answers(halves: &[String; 2], copies: usize) -> Answers {
+fn answers(halves: &[String; 2], copies: usize, fingerprints: &[String]) -> Answers {
     let mut answers: Answers = Vec::new();
     let mut add = |question: &str, answer: &str| answers.push((question.to_owned(), answer.to_owned()));
     for (position, (name, _)) in PEOPLE.iter().enumerate() {
@@ -307,6 +325,9 @@ fn answers(halves: &[String; 2], copies: usize) -> Answers {
     }
     add("clock", &clock());
     add("plan", "yes");
+    for (position, begins) in fingerprints.iter().enumerate() {
+        add(&format!("recipient-{}", position + 1), begins);
+    }
     add("program", "yes");
     let mut pin = |question: &str| {
         for (position, half) in halves.iter().enumerate() {
@@ -320,7 +341,7 @@ fn answers(halves: &[String; 2], copies: usize) -> Answers {
             add(&format!("copy-{copy}-pin-{}", position + 1), half);
         }
     }
-    if copies < 2 {
+    if copies < 2 && fingerprints.is_empty() {
         add("no-recovery", "NO-RECOVERY");
     }
     for (question, answer) in [("bag-1", "A 0017"), ("bag-1", "A 0017"), ("bag-2", "none"), ("bag-2", "none")] {

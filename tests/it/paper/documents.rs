@@ -1,6 +1,7 @@
 //! Ceremonies that were never held, with all that their documents are made from.
 
 use std::fs;
+use std::path::Path;
 
 use hsm_kms::attributes::{AttributeName, AttributeValue, Attributes, KeyUse};
 use hsm_kms::ceremony::paper::{self, Report, ReportEvent};
@@ -11,6 +12,7 @@ use hsm_kms::record::{
     Ceremony as Held, CeremonyId, CkaId, KekRecord, Kind, Module, Origin, Participant, Proof, Sha256Digest, Token,
     TokenCopy, TokenKey, UtcTime, Witnessed,
 };
+use hsm_kms::recovery::HybridKey;
 use serde_json::{Value, json};
 
 /// A ceremony.
@@ -48,6 +50,8 @@ impl Ceremony {
         plan["kek"] = json!({"label": "kek-2026-with-a-label-of-forty-bytes-ok", "permit": ["CKA_COPYABLE"]});
         plan["previous"] = json!("ab".repeat(32));
         plan["copies"] = json!([copy("00000000000000000000000000000001"), copy("77e1c0aa")]);
+        let directory = tempfile::tempdir().unwrap();
+        plan["recipients"] = json!([recipient(directory.path(), 1), recipient(directory.path(), 2)]);
         let exceptions = vec![
             format!("clock: the wall clock was 75 s ahead. Decided by José Núñez-O'Neill. {HOSTILE}"),
             "x".repeat(400),
@@ -129,7 +133,7 @@ impl Ceremony {
         fs::write(&path, plan.to_string()).unwrap();
         let plan = Plan::load(&path).unwrap_or_else(|error| panic!("{error}"));
         let record = record(&plan, kind, &exceptions);
-        let events = events(plan.witnessed.as_ref().unwrap());
+        let events = events(&plan);
         Self {
             record,
             record_sha256: Sha256Digest([0x3d; 32]),
@@ -168,6 +172,14 @@ fn token() -> Value {
 
 fn copy(serial: &str) -> Value {
     json!({"serial": serial, "token": token()})
+}
+
+/// A recovery recipient, as plans name it.
+fn recipient(directory: &Path, number: u8) -> Value {
+    let recipient = HybridKey::from_bytes(&[number; 32]).recipient().unwrap();
+    let path = directory.join(format!("recipient-{number}.json"));
+    fs::write(&path, recipient.to_json()).unwrap();
+    json!({"file": path, "fingerprint": recipient.fingerprint()})
 }
 
 fn record(plan: &Plan, kind: Kind, exceptions: &[String]) -> KekRecord {
@@ -244,14 +256,14 @@ fn attributes(purpose: KeyUse, kind: u64, generate: u64, mechanism: u64) -> Attr
 }
 
 /// As a transcript has them: for each step an intent, answers and checks, a result.
-fn events(plan: &WitnessedPlan) -> Vec<ReportEvent> {
+fn events(plan: &Plan) -> Vec<ReportEvent> {
     let mut events = Vec::new();
     let mut add = |step: &str, kind: &str, text: String| {
         let seq = events.len() as u64;
         events.push(ReportEvent { seq, time: time(seq * 47), step: step.to_owned(), kind: kind.to_owned(), text });
     };
     add("people", "opened", format!("hsm-kms 0.1.0 {}", "9c".repeat(32)));
-    for step in steps(plan) {
+    for step in steps(plan, plan.witnessed.as_ref().unwrap()) {
         let name = step.id.name();
         add(name, "intent", step.title.to_owned());
         add(name, "answer", format!("typed by the operator: {HOSTILE}"));

@@ -1,3 +1,5 @@
+use std::collections::HashMap;
+
 use super::*;
 use crate::secret::Plaintext;
 
@@ -47,4 +49,44 @@ fn a_recipient_is_read_as_it_was_written() {
     std::fs::write(&path, text).unwrap();
     let error = Recipient::read(&path).unwrap_err().to_string();
     assert!(error.contains("the fingerprint is not that of this public key"), "{error}");
+}
+
+/// The fields of a vector of docs/formats.md, which another program has made.
+fn vector(kind: &str) -> HashMap<&'static str, &'static str> {
+    let blocks = include_str!("../../docs/formats.md").split("```vector\n").skip(1);
+    let vectors = blocks.map(|block| block.split("```").next().unwrap().lines());
+    let mut fields = vectors.map(|lines| lines.map(|line| line.split_once(": ").unwrap()).collect::<HashMap<_, _>>());
+    fields.find(|fields| fields["kind"] == kind).unwrap()
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    data_encoding::HEXLOWER.decode(text.as_bytes()).unwrap()
+}
+
+#[test]
+fn a_seed_opens_as_written() {
+    let vector = vector("recovery");
+    let key = HybridKey::from_bytes(&hex(vector["private_key"]).try_into().unwrap());
+    let recipient = key.recipient().unwrap();
+    assert_eq!(recipient.fingerprint().to_string(), vector["fingerprint"]);
+    assert_eq!(recipient.fingerprint().annotation(), vector["annotation_name"]);
+    let binding = Binding::new(vector["cluster"], &KeyId::parse(vector["key_id"]).unwrap(), &recipient);
+    assert_eq!(binding.as_bytes().to_vec(), hex(vector["binding"]));
+    let annotation = hex(vector["blob"]);
+    let blob = RecoveryBlob::parse(&annotation).unwrap();
+    assert_eq!(key.open(blob.sealed(), &binding).unwrap().expose(), hex(vector["plaintext"]));
+}
+
+#[test]
+fn proofs_are_bound_to_recipients_as_written() {
+    let vector = vector("proof_recipients");
+    let fingerprint: Fingerprint = vector["recipient"].parse().unwrap();
+    let cka_id = hex(vector["cka_id"]);
+    let context = crate::envelope::Context::proof(
+        crate::seal::SealForm::AES_GCM_SENT,
+        vector["ceremony"],
+        &cka_id,
+        [fingerprint.as_bytes()],
+    );
+    assert_eq!(context.as_bytes().to_vec(), hex(vector["context"]));
 }

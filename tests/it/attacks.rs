@@ -18,6 +18,7 @@ use serde_json::Value;
 use self::intruder::{Outcome, Task, Verdict, Work};
 use self::results::{Column, Table};
 use crate::conformance;
+use crate::door::when_asked;
 use crate::faults::{faults, until};
 use crate::harness::{Config, Plugin, TestToken, run};
 use crate::parts::record_run;
@@ -43,10 +44,10 @@ const DIGEST: &str = "digest it by C_DigestKey";
 async fn attack(module: &Module<'_>, token: TestToken) {
     let record = conformance::kek_of(module.name, &token);
     let seal = conformance::seal_of(module.name);
-    let mut column = Column::new(module.name, Work::new(&token, &record, seal, Task::Attack).run());
+    let mut column = Column::new(module.name, Work::new(&record, seal, Task::Attack).run(&token));
     if module.teeth > 0 {
         let task = Task::AttackCareless { extractable: module.is_strict };
-        let careless = Column::new(module.name, Work::new(&token, &record, seal, task).run());
+        let careless = Column::new(module.name, Work::new(&record, seal, task).run(&token));
         assert!(careless.done().len() >= module.teeth, "{}: the attacks have no teeth: {careless:?}", module.name);
         Table::Careless.check(&careless);
     }
@@ -64,7 +65,7 @@ async fn attack(module: &Module<'_>, token: TestToken) {
 
 /// Puts keys of known values in the place of the KEK. What the plugin says of them, or how the module refuses them.
 async fn substitute(token: &TestToken, record: &Path, seal: &str) -> Vec<(&'static str, Outcome)> {
-    let work = |task| Work::new(token, record, seal, task).run().remove(0).1;
+    let work = |task| Work::new(record, seal, task).run(token).remove(0).1;
     let mut outcomes = Vec::new();
     let twin = work(Task::Create);
     outcomes.push((
@@ -220,5 +221,5 @@ async fn a_copied_token() {
 /// In the child it attacks.
 #[test]
 fn attacks_when_asked() {
-    Work::of_this_child().iter().for_each(Work::attack);
+    when_asked(|door, work: Work| work.attack(door));
 }

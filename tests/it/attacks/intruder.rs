@@ -1,31 +1,26 @@
-//! The attacker: another program with the PIN. The module must not be loaded into the tests' process, so this runs the test binary
-//! once more, as a child with one test and the work to do in a variable.
+//! The attacker: another program with the PIN.
 
-use std::env;
 use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use cryptoki::context::Pkcs11;
 use cryptoki::error::{Error, RvError};
 use cryptoki::object::{Attribute, ObjectClass, ObjectHandle};
-use cryptoki::session::{Session, SessionState};
+use cryptoki::session::Session;
 use cryptoki::slot::Slot;
-use hsm_kms::pin::{PinForm, PinSource};
 use hsm_kms::pkcs11;
-use hsm_kms::profile::UserKind;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::list::{self, Try};
 use super::plant;
+use crate::door::{Door, in_child};
 use crate::harness::TestToken;
 
 /// What the child is to do, and with which token.
 #[derive(Deserialize, Serialize)]
 pub struct Work {
-    section: Value,
     label: String,
     id: Vec<u8>,
     /// The attributes of the KEK, as its record has them.
@@ -33,7 +28,6 @@ pub struct Work {
     /// The seal of the KEK, by name.
     seal: String,
     task: Task,
-    answer: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -79,62 +73,32 @@ pub enum Failure {
 }
 
 impl Work {
-    pub fn new(token: &TestToken, record: &Path, seal: &str, task: Task) -> Self {
+    pub fn new(record: &Path, seal: &str, task: Task) -> Self {
         let record: Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
         let kek = &record["kek"];
         let text = |name: &str| kek[name].as_str().unwrap().to_owned();
         Self {
-            section: token.section(),
             label: text("label"),
             id: data_encoding::HEXLOWER.decode(text("id").as_bytes()).unwrap(),
             attributes: kek["attributes"].clone(),
             seal: seal.to_owned(),
             task,
-            answer: token.directory().join("attacks.json"),
         }
     }
 
     /// Lets a child do it. Returns each attack, in the order in which it was tried.
-    pub fn run(&self) -> Vec<(String, Outcome)> {
-        let mut child = Command::new(env::current_exe().unwrap());
-        child.args(["--exact", "attacks::attacks_when_asked", "--nocapture"]);
-        for (name, value) in self.section["environment"].as_object().into_iter().flatten() {
-            child.env(name, value.as_str().unwrap());
-        }
-        let output = child.env(VARIABLE, serde_json::to_string(self).unwrap()).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && text.contains("1 passed"), "{:?}: {text}\n{errors}", self.task);
-        serde_json::from_slice(&fs::read(&self.answer).unwrap()).unwrap()
+    pub fn run(&self, token: &TestToken) -> Vec<(String, Outcome)> {
+        in_child("attacks::attacks_when_asked", token, self)
     }
 
-    /// If this process is a child: what it is to do.
-    pub fn of_this_child() -> Option<Self> {
-        env::var(VARIABLE).ok().map(|work| serde_json::from_str(&work).unwrap())
-    }
-
-    /// In the child: does the work, and writes down how it went.
-    pub fn attack(&self) {
-        let text = |name: &str| self.section[name].as_str().unwrap();
-        let module = PathBuf::from(text("module"));
-        // By the product's own code, since cryptoki has no safe way to give NSS its arguments; then a second door into it.
-        let ours = pkcs11::Module::load(&module, self.section["init_reserved"].as_str(), &[], Vec::new()).unwrap();
-        let context = Pkcs11::new(&module).unwrap();
-        let slots = context.get_slots_with_token().unwrap();
-        let sees = |slot: &Slot| !targets(&context, *slot, &self.label, &self.id).unwrap_or_default().is_empty();
-        let seen_before = slots.iter().any(sees);
-        let pin = PinSource::File(text_path(&self.section["pin"]["file"])).read(PinForm::Opaque).unwrap();
-        let login = ours.token(text("label")).unwrap().login(UserKind::User, Some(&pin)).unwrap();
-        let has_user = |slot: &&Slot| {
-            let session = context.open_rw_session(**slot);
-            let info = session.and_then(|session| session.get_session_info());
-            // openCryptoki says that of its other slots, too, and then refuses to search there.
-            info.is_ok_and(|info| info.session_state() == SessionState::RwUser)
-                && targets(&context, **slot, &self.label, &self.id).is_ok()
-        };
-        let slot = *slots.iter().find(has_user).expect("the slot that was logged in to");
-        let bench = Bench { work: self, context: &context, slot, login: &login };
-        let answer = match self.task {
+    /// In the child: does the work.
+    pub fn attack(&self, door: &Door) -> Vec<(String, Outcome)> {
+        let context = &door.context;
+        let sees = |slot: &Slot| !targets(context, *slot, &self.label, &self.id).unwrap_or_default().is_empty();
+        let seen_before = door.slots.iter().any(sees);
+        let (login, slot) = door.log_in();
+        let bench = Bench { work: self, context, slot, login: &login };
+        match self.task {
             Task::Attack => {
                 let unseen =
                     if seen_before { Outcome::done("it is there") } else { Outcome::refused("it is not seen") };
@@ -142,20 +106,19 @@ impl Work {
                 all.extend(bench.all(&self.label, &self.id));
                 all
             }
-            Task::AttackCareless { extractable } => match plant::careless(&bench.session(), extractable) {
-                Ok(_) => bench.all(plant::CARELESS, b""),
-                Err(error) => vec![("make such a key".to_owned(), Outcome::of(Err(Failure::Code(error))))],
-            },
+            Task::AttackCareless { extractable } => {
+                plant::careless(&bench.session(), extractable).unwrap();
+                bench.all(plant::CARELESS, b"")
+            }
             Task::Create => vec![one(plant::create(&bench.session(), self))],
             Task::Unwrap => vec![one(plant::unwrap(&bench.session(), self))],
             Task::Destroy => {
                 let session = bench.session();
-                let keys = targets(&context, slot, &self.label, &self.id).unwrap();
+                let keys = targets(context, slot, &self.label, &self.id).unwrap();
                 let destroyed: Result<Vec<_>, _> = keys.into_iter().map(|key| session.destroy_object(key)).collect();
                 vec![one(destroyed.map(|_| "it is gone".to_owned()).map_err(Failure::Code))]
             }
-        };
-        fs::write(&self.answer, json!(answer).to_string()).unwrap();
+        }
     }
 
     /// Id and label of the KEK.
@@ -213,10 +176,6 @@ fn one(outcome: Result<String, Failure>) -> (String, Outcome) {
     (String::new(), Outcome::of(outcome))
 }
 
-fn text_path(value: &Value) -> PathBuf {
-    PathBuf::from(value.as_str().unwrap())
-}
-
 impl Outcome {
     pub fn done(words: &str) -> Self {
         Self { verdict: Verdict::Done, words: words.to_owned() }
@@ -271,5 +230,3 @@ impl From<Error> for Failure {
         Self::Code(error)
     }
 }
-
-const VARIABLE: &str = "HSM_KMS_TEST_ATTACK";

@@ -40,6 +40,7 @@ mod health;
 mod imitations;
 mod imports;
 mod inventory;
+mod ivs;
 mod module_faults;
 mod network;
 mod paper;

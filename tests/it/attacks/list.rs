@@ -256,7 +256,7 @@ fn wrap_by_kwp(it: &Try) -> Gain {
         return Err(Failure::Absent("the keys are not found".to_owned()));
     };
     match it.login.wrap_by(sys::CKM_AES_KEY_WRAP_KWP, wrapping, target) {
-        Ok(()) => Ok("its value".to_owned()),
+        Ok(()) => Ok("wrapped under a known key".to_owned()),
         Err(pkcs11::Error::Call { code, .. }) => {
             Err(Failure::Nothing(pkcs11::codes::name(code).trim_start_matches("CKR_").to_owned()))
         }

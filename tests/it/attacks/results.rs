@@ -39,7 +39,7 @@ impl Column {
 
     pub fn gives_the_value(&self) -> bool {
         let mut done = self.cells.iter().filter(|(_, outcome)| outcome.verdict == Verdict::Done);
-        done.any(|(_, outcome)| outcome.words.contains("its value"))
+        done.any(|(_, outcome)| ["its value", "wrapped under a known key"].contains(&outcome.words.as_str()))
     }
 
     fn cell(&self, attack: &str) -> Option<String> {

@@ -157,10 +157,13 @@ impl Trial<'_> {
 const READ: &str = "read CKA_VALUE";
 const WRAP: &str = "wrap it under another key";
 
-const WRAPPING: [(&str, u64); 3] = [
+const WRAPPING: [(&str, u64); 6] = [
     ("wrap it under another key by CKM_AES_KEY_WRAP", sys::CKM_AES_KEY_WRAP),
     ("wrap it under another key by CKM_AES_KEY_WRAP_KWP", sys::CKM_AES_KEY_WRAP_KWP),
     ("wrap it under another key by CKM_AES_KEY_WRAP_PAD", sys::CKM_AES_KEY_WRAP_PAD),
+    ("wrap it under another key by CKM_AES_CBC_PAD", sys::CKM_AES_CBC_PAD),
+    ("wrap it under another key by CKM_AES_CBC", sys::CKM_AES_CBC),
+    ("wrap it under another key by CKM_AES_ECB", sys::CKM_AES_ECB),
 ];
 
 const LOOSENING: [(&str, AttributeName, bool); 10] = [
@@ -176,10 +179,11 @@ const LOOSENING: [(&str, AttributeName, bool); 10] = [
     ("set CKA_MODIFIABLE true", AttributeName::Modifiable, true),
 ];
 
-const LOOSENING_COPIES: [(&str, AttributeName, bool); 4] = [
+const LOOSENING_COPIES: [(&str, AttributeName, bool); 5] = [
     ("copy with CKA_EXTRACTABLE true", AttributeName::Extractable, true),
     ("copy with CKA_SENSITIVE false", AttributeName::Sensitive, false),
     ("copy with CKA_WRAP true", AttributeName::Wrap, true),
+    ("copy with CKA_DERIVE true", AttributeName::Derive, true),
     ("copy with CKA_MODIFIABLE true", AttributeName::Modifiable, true),
 ];
 

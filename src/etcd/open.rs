@@ -164,4 +164,52 @@ mod tests {
             prop_assert!(open(&key, &object, &Plaintext::new(source)).is_err());
         }
     }
+
+    /// The vectors of one of Wycheproof's files.
+    fn wycheproof(name: &str) -> Vec<serde_json::Value> {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/wycheproof");
+        let bytes = std::fs::read(folder.join(format!("{name}_test.json"))).unwrap();
+        let file: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        let groups = file["testGroups"].as_array().unwrap().iter();
+        groups.flat_map(|group| group["tests"].as_array().unwrap().clone()).collect()
+    }
+
+    #[test]
+    fn wycheproofs_gcm_vectors_open_or_are_refused() {
+        let (mut opened, mut refused) = (0, 0);
+        for vector in wycheproof("aes_gcm") {
+            let part = |name: &str| hex(vector[name].as_str().unwrap());
+            let (key, iv) = (part("key"), part("iv"));
+            if key.len() != 32 || iv.len() != NONCE_BYTES {
+                continue;
+            }
+            let object = object(&[iv, part("ct"), part("tag")].concat(), KEY);
+            let found = open(&part("aad"), &object, &Plaintext::new(key)).map(|text| text.expose().to_vec());
+            if vector["result"] == "valid" {
+                assert_eq!(found, Ok(part("msg")), "{}", vector["tcId"]);
+                opened += 1;
+            } else {
+                assert_eq!(found, Err(OpenError::Authentication), "{}", vector["tcId"]);
+                refused += 1;
+            }
+        }
+        // The others have keys and IVs of lengths that no API server uses.
+        assert_eq!((opened, refused), (39, 27));
+    }
+
+    /// Extract is done by the test, since the product has Expand alone; a longer output begins with the 32 bytes of ours.
+    #[test]
+    fn wycheproofs_hkdf_vectors_expand() {
+        let mut expanded = 0;
+        for vector in wycheproof("hkdf_sha256").iter().filter(|vector| vector["result"] == "valid") {
+            let part = |name: &str| hex(vector[name].as_str().unwrap());
+            let (prk, _) = Hkdf::<Sha256>::extract(Some(&part("salt")), &part("ikm"));
+            let found = derive(&Plaintext::new(prk.to_vec()), &part("info")).unwrap();
+            let expected = part("okm");
+            let length = expected.len().min(found.len());
+            assert_eq!(found[..length], expected[..length], "{}", vector["tcId"]);
+            expanded += 1;
+        }
+        assert_eq!(expanded, 83);
+    }
 }

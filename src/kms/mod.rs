@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod connection;
+mod seals;
 pub mod service;
 pub mod socket;
 pub mod status;

@@ -12,6 +12,7 @@ use tonic::{Code, Request, Response, Status};
 use super::connection::Told;
 use super::proto::key_management_service_server::KeyManagementService;
 use super::proto::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
+use super::seals::Seals;
 use super::status::{self, HealthPolicy};
 use crate::class::Class;
 use crate::envelope::{MAX_PLAINTEXT_BYTES, annotations};
@@ -28,6 +29,7 @@ pub struct Service {
     health: HealthPolicy,
     /// Longest time for one RPC, whatever the caller allows.
     deadline: Duration,
+    seals: Seals,
 }
 
 /// Largest request message, in bytes. The API server sends less than 34 KiB (1 KiB of key_id and ciphertext each, 32 KiB of
@@ -37,7 +39,7 @@ pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 impl Service {
     /// Serves what `keyring` is at the time; each RPC is answered within `deadline`.
     pub fn new(keyring: Arc<Current>, health: HealthPolicy, deadline: Duration) -> Self {
-        Self { keyring, health, deadline }
+        Self { keyring, health, deadline, seals: Seals::default() }
     }
 
     /// The keyring now; if it does not know this key_id, the one after a further look at its file.
@@ -84,6 +86,8 @@ impl KeyManagementService for Service {
                 "the plaintext has {} bytes; at most {MAX_PLAINTEXT_BYTES} can be sealed",
                 plaintext.len()
             )))
+        } else if let Err(spent) = self.seals.count(&keyring) {
+            Err(spent)
         } else {
             let plaintext = Plaintext::new(plaintext.to_vec());
             keyring.wrap().seal(&plaintext, deadline).await.map_err(|error| to_status(&error))

@@ -25,6 +25,7 @@ pub struct Metrics {
     failovers: Counter,
     joined: Counter,
     reloads: Family<ReloadLabels, Counter>,
+    seals: Family<SealLabels, Counter>,
 }
 
 /// What is true at the moment of the question.
@@ -74,6 +75,11 @@ struct ReloadLabels {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct SealLabels {
+    cka_id: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct TokenLabels {
     token: String,
     /// Place in the list, from 0: two tokens may have one label.
@@ -93,6 +99,7 @@ impl Default for Metrics {
             failovers: Counter::default(),
             joined: Counter::default(),
             reloads: Family::default(),
+            seals: Family::default(),
         }
     }
 }
@@ -132,6 +139,11 @@ impl Metrics {
         self.reloads.get_or_create(&ReloadLabels { outcome }).inc();
     }
 
+    /// The KEK with this `CKA_ID` is about to seal.
+    pub fn seal(&self, cka_id: &str) {
+        self.seals.get_or_create(&SealLabels { cka_id: cka_id.to_owned() }).inc();
+    }
+
     /// Everything, in the text format of `OpenMetrics` 1.0.
     pub fn text(&self, snapshot: &Snapshot) -> String {
         let mut registry = Registry::with_prefix("hsm_kms");
@@ -142,6 +154,7 @@ impl Metrics {
         registry.register("failovers", "Changes to another token because one failed", self.failovers.clone());
         registry.register("joined_requests", "Opens that got the answer of an identical one", self.joined.clone());
         registry.register("keyring_reloads", "Changed keyring files, by what became of them", self.reloads.clone());
+        registry.register("seals", "Seals begun, by CKA_ID of the KEK", self.seals.clone());
         let epoch = Gauge::<i64>::default();
         epoch.set(i64::try_from(snapshot.epoch).unwrap_or(i64::MAX));
         registry.register("keyring_epoch", "Activations of all KEKs so far", epoch);

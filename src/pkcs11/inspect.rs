@@ -99,9 +99,15 @@ impl Session {
         copied.map(|handle| Key { handle }).map_err(|error| self.module.error(error))
     }
 
-    /// `C_WrapKey` of a 256-bit key by a mechanism without parameter. `Ok(())`: the token gave it away.
+    /// `C_WrapKey` of a 256-bit key by a mechanism without parameter, or by AES-CBC. `Ok(())`: the token gave it away.
     pub fn wrap_by(&self, mechanism: u64, wrapping: Key, key: Key) -> Result<(), Error> {
         let (wrapping, key) = (wrapping.handle.handle(), key.handle.handle());
+        let mut iv = [0; BLOCK];
+        let parameter = match mechanism {
+            sys::CKM_AES_CBC | sys::CKM_AES_CBC_PAD => Parameter::Iv(&mut iv),
+            _ => Parameter::None,
+        };
+        let mechanism = Mechanism { code: mechanism, parameter };
         match self.functions().wrap(self.session.handle(), mechanism, wrapping, key, WRAPPED) {
             // It only wants more room than we gave.
             Err(failed) if matches!(failed.code, WRONG_LENGTH | sys::CKR_BUFFER_TOO_SMALL) => Ok(()),
@@ -210,8 +216,8 @@ impl Session {
     }
 }
 
-/// Bytes of a 256-bit key wrapped by RFC 3394 or RFC 5649.
-const WRAPPED: usize = 40;
+/// Room for a 256-bit key that was wrapped: 32 bytes by AES-CBC or ECB, 40 by RFC 3394 or RFC 5649, 48 with padding.
+const WRAPPED: usize = 48;
 
 const BLOCK: usize = 16;
 

@@ -125,3 +125,54 @@ impl Session {
 pub(super) fn random(buffer: &mut [u8]) -> Result<(), Error> {
     getrandom::fill(buffer).map_err(|error| Error::Unreadable(format!("no kernel randomness: {error}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+    use std::fs;
+    use std::io::{BufWriter, Write};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    const IV_BYTES: usize = 12;
+    const COUNT: &str = "HSM_KMS_IVS";
+    const FILE: &str = "HSM_KMS_TEST_IVS";
+
+    /// From eight processes, four of them at a time: each is this test again, and writes what it got.
+    #[test]
+    fn ivs_do_not_repeat() {
+        let number = env::var(COUNT).map_or(200_000, |count| count.parse().unwrap());
+        if let Some(path) = env::var_os(FILE) {
+            return write_ivs(&path, number);
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let mut ivs: Vec<[u8; IV_BYTES]> = Vec::new();
+        for run in 0..2 {
+            let start = |process| {
+                let path = directory.path().join(format!("{run}-{process}"));
+                let mut child = Command::new(env::current_exe().unwrap());
+                child.args(["--exact", "pkcs11::seal::tests::ivs_do_not_repeat"]).env(FILE, &path);
+                (path, child.env(COUNT, (number / 8).to_string()).stdout(Stdio::null()).spawn().unwrap())
+            };
+            for (path, mut child) in [0, 1, 2, 3].map(start) {
+                assert!(child.wait().unwrap().success());
+                ivs.extend(fs::read(path).unwrap().as_chunks::<IV_BYTES>().0);
+            }
+        }
+        assert_eq!(ivs.len(), number / 8 * 8);
+        ivs.sort_unstable();
+        let repeated = ivs.windows(2).filter(|pair| pair[0] == pair[1]).count();
+        assert_eq!(repeated, 0);
+    }
+
+    fn write_ivs(path: &std::ffi::OsStr, number: usize) {
+        let mut file = BufWriter::new(fs::File::create(path).unwrap());
+        for _ in 0..number {
+            let mut iv = [0; IV_BYTES];
+            random(&mut iv).unwrap();
+            file.write_all(&iv).unwrap();
+        }
+        file.flush().unwrap();
+    }
+}

@@ -7,6 +7,7 @@ use cryptoki::object::{Attribute, KeyType, ObjectClass, ObjectHandle};
 use cryptoki_sys as sys;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::raw::{Mechanism, Parameter};
 use super::{Error, Key, Session};
 use crate::class::Class;
 
@@ -28,7 +29,7 @@ impl Session {
         let secret = made.map_err(|error| self.module.error(error))?;
         let wrapped = self
             .functions()
-            .wrap(self.session.handle(), mechanism, key.handle.handle(), secret.handle(), expected)
+            .wrap(self.session.handle(), without_parameter(mechanism), key.handle.handle(), secret.handle(), expected)
             .map_err(|failed| self.module.call_error(failed));
         self.forget(secret)?;
         wrapped
@@ -72,4 +73,8 @@ impl Session {
             other => other,
         })
     }
+}
+
+fn without_parameter(code: u64) -> Mechanism<'static> {
+    Mechanism { code, parameter: Parameter::None }
 }

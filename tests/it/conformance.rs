@@ -6,6 +6,8 @@
 mod expectations;
 mod steps;
 
+use std::path::PathBuf;
+
 use self::expectations::Expectations;
 use crate::harness::TestToken;
 use crate::parts::record_run;
@@ -20,6 +22,21 @@ async fn conforms(name: &str, new_token: fn() -> TestToken) {
     steps::service(&token, &record, &expected).await;
     steps::wrong_pin(&token, &record, &expected).await;
     record_run(&format!("conformance: {}", expected.component));
+}
+
+/// A KEK that the ceremony makes on a token of this module. Returns the path of its record.
+pub fn kek_of(name: &str, token: &TestToken) -> PathBuf {
+    steps::ceremony(token, &Expectations::read(name))
+}
+
+/// How the KEK of this module seals, by the name that profiles have for it.
+pub fn seal_of(name: &str) -> &'static str {
+    Expectations::read(name).form().seal.word()
+}
+
+/// The module, as `scripts/test` looks for it in the evidence.
+pub fn component_of(name: &str) -> String {
+    Expectations::read(name).component
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use std::time::Duration;
 use hsm_kms::kms::client;
 use hsm_kms::kms::proto::StatusRequest;
 use rustix::process::{Pid, Signal};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fault_module::FaultModule;
 use crate::faults::{encrypt, until};
@@ -220,8 +220,11 @@ async fn the_endpoints_tell_what_status_tells() {
     assert_eq!(get(&address, "/secrets").0, 404);
     let (code, metrics) = get(&address, "/metrics");
     assert_eq!(code, 200);
+    let record: Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    let id = record["kek"]["id"].as_str().unwrap();
     for line in [
         "hsm_kms_requests_total{method=\"Encrypt\",code=\"OK\"} 3",
+        &format!("hsm_kms_seals_total{{cka_id=\"{id}\"}} 3"),
         "hsm_kms_healthy 1",
         "hsm_kms_token_up{token=\"kek\",position=\"0\"} 1",
         "hsm_kms_worker_starts_total{token=\"kek\",position=\"0\",outcome=\"served\"} 1",

@@ -9,26 +9,28 @@ use cryptoki_sys::{
 };
 use zeroize::Zeroizing;
 
-use super::{CallFailed, Functions, SLACK, call, cut};
+use super::{CallFailed, Functions, Mechanism, SLACK, call, cut};
 
 impl Functions {
-    /// `C_WrapKey` with a mechanism that takes no parameter. Gives exactly `expected` bytes, or an error.
+    /// `C_WrapKey`. Gives exactly `expected` bytes, or an error.
     pub(crate) fn wrap(
         &self,
         session: u64,
-        mechanism: u64,
+        mechanism: Mechanism<'_>,
         wrapping: u64,
         key: u64,
         expected: usize,
     ) -> Result<Vec<u8>, CallFailed> {
         const NAME: &str = "C_WrapKey";
-        let mut mechanism = CK_MECHANISM { mechanism, pParameter: ptr::null_mut(), ulParameterLen: 0 };
         let mut output = Zeroizing::new(vec![0_u8; expected.saturating_add(SLACK)]);
         let mut length = expected as CK_ULONG;
         let written = output.as_mut_ptr();
         let code = self.list.C_WrapKey.map(|function| {
-            // SAFETY: the mechanism is valid for the call; the output has SLACK bytes more than the module is told.
-            unsafe { function(session, &raw mut mechanism, wrapping, key, written, &raw mut length) }
+            mechanism.with_raw(|mechanism| {
+                // SAFETY: the mechanism and its parameter are valid for the call; the output has SLACK bytes more than the
+                // module is told.
+                unsafe { function(session, mechanism, wrapping, key, written, &raw mut length) }
+            })
         });
         call(NAME, code).map_err(CallFailed::in_mid_operation)?;
         let mut output = cut(NAME, output, length, expected, &(expected..=expected))?;

@@ -283,7 +283,11 @@ async fn many_outages_leave_nothing_behind() {
     let before = (descriptors_and_threads(site.plugin.pid()), resident(&site.plugin));
     let began = Instant::now();
     let mut late = Vec::new();
-    for _ in 0..cycles {
+    let mut halfway = before.1;
+    for cycle in 0..cycles {
+        if cycle == cycles / 2 {
+            halfway = resident(&site.plugin);
+        }
         site.fault.always("*", &json!({"return": "CKR_DEVICE_REMOVED"}));
         until("the loss", async || decrypt(&mut site.client, &site.sealed).await.is_err()).await;
         site.regain().await;
@@ -311,12 +315,22 @@ async fn many_outages_leave_nothing_behind() {
     let after = (descriptors_and_threads(site.plugin.pid()), resident(&site.plugin));
     assert_eq!(after.0.0, before.0.0, "descriptors of the front");
     assert_eq!(after.0.1, before.0.1, "threads of the front");
-    let grown = after.1.saturating_sub(before.1);
     let took = began.elapsed().as_secs_f64();
-    println!("{cycles} losses and returns in {took:.0} s: front {} KiB before, {} KiB after", before.1, after.1);
-    assert!(grown <= before.1 / 100, "the front has grown by {grown} KiB");
+    println!(
+        "{cycles} losses and returns in {took:.0} s: front {} KiB before, {halfway} KiB halfway, {} KiB after",
+        before.1, after.1
+    );
+    let grown = after.1.saturating_sub(halfway);
+    assert!(grown <= before.1 / 100, "the front still grows: by {grown} KiB in the second half");
+    let grown = after.1.saturating_sub(before.1);
+    assert!(grown <= CACHES_KIB, "the front has grown by {grown} KiB");
     site.plugin.stop().await;
 }
+
+/// What fills up once and stays: glibc keeps up to seven freed chunks of each size below 1 KiB (tcache, 233 KiB if each size ever
+/// occurs), and HPACK remembers one `date` a second until its table is full, 4 KiB in a minute. None of it is lost memory: a heap
+/// profiler finds as much in use after 900 losses as after 300 (docs/resilience.md).
+const CACHES_KIB: usize = 256;
 
 /// The prober looks every 2 s.
 const PROBED: Duration = Duration::from_millis(2_500);

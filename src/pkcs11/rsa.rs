@@ -89,6 +89,7 @@ impl Session {
     }
 
     /// What a private key must be, and is not: names of attributes. Empty: it opens, does nothing else, and cannot leave the token.
+    /// `CKA_LOCAL` is not asked: who calls this has made the key, and NSS says otherwise of its own.
     pub fn private_key_deviations(&self, key: Key) -> Result<Vec<&'static str>, Error> {
         let expected = [
             ("CKA_TOKEN", AttributeType::Token, true),
@@ -97,7 +98,6 @@ impl Session {
             ("CKA_EXTRACTABLE", AttributeType::Extractable, false),
             ("CKA_ALWAYS_SENSITIVE", AttributeType::AlwaysSensitive, true),
             ("CKA_NEVER_EXTRACTABLE", AttributeType::NeverExtractable, true),
-            ("CKA_LOCAL", AttributeType::Local, true),
             ("CKA_DECRYPT", AttributeType::Decrypt, true),
             ("CKA_SIGN", AttributeType::Sign, false),
             ("CKA_UNWRAP", AttributeType::Unwrap, false),
@@ -143,7 +143,6 @@ impl Session {
             | Attribute::Extractable(is)
             | Attribute::AlwaysSensitive(is)
             | Attribute::NeverExtractable(is)
-            | Attribute::Local(is)
             | Attribute::Decrypt(is)
             | Attribute::Sign(is)
             | Attribute::Unwrap(is)

@@ -15,6 +15,6 @@ mod script;
 mod secrets;
 mod shares_interrupted;
 mod staged;
-mod terminal;
+pub mod terminal;
 mod whole;
 mod wrong_answers;

@@ -45,6 +45,7 @@ mod parts;
 mod probe;
 mod processes;
 mod profiles;
+mod recovery_keys;
 mod refusal;
 mod resilience;
 mod rotation;

@@ -15,7 +15,7 @@ use crate::secret::Plaintext;
 
 /// The private half of a recovery key.
 #[derive(Args, Debug)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 pub(super) struct PrivateKeyArgs {
     /// The file with the private half; `-` reads it from standard input, so that it need not be on a disk
     #[arg(long, value_name = "FILE")]
@@ -40,9 +40,9 @@ impl PrivateKeyArgs {
         match (&self.key, &self.token) {
             (Some(path), _) => read(path).map(PrivateKey::Hybrid),
             (None, Some(path)) => HsmKey::find(OfflineToken::load(path)?.log_in()?).map(Box::new).map(PrivateKey::Hsm),
-            // The command line has one of them.
             (None, None) => {
-                Err(failure(ExitCode::BadUsage, "there is no recovery key", "none was named", "add --key FILE"))
+                let hint = "add --key FILE, or --token FILE for one in an offline HSM";
+                Err(failure(ExitCode::BadUsage, "there is no recovery key", "no private half was named", hint))
             }
         }
     }

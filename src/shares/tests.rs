@@ -234,6 +234,22 @@ fn shares_are_as_the_document_says() {
 }
 
 #[test]
+fn words_are_as_the_document_says() {
+    let blocks = DOCUMENT.split("```vector\nkind: share-words\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let mut count = 0;
+    for block in blocks {
+        let (text, words) = block.split_once("\nwords:\n").unwrap();
+        let share = Share::parse(text.strip_prefix("share: ").unwrap()).unwrap();
+        let rows = share.to_rows().unwrap();
+        let written: String = rows.iter().map(|row| row.words().collect::<Vec<_>>().join(" ") + "\n").collect();
+        assert_eq!(written, words);
+        assert!(Share::parse_words(words).unwrap().is(&share));
+        count += 1;
+    }
+    assert_eq!(count, 3, "vectors of words");
+}
+
+#[test]
 fn a_second_reader_opens_our_shares() {
     for (threshold, count) in [(2, 2), (3, 5), (16, 16)] {
         let set = set(&SECRET, threshold, count);

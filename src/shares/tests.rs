@@ -238,12 +238,15 @@ fn words_are_as_the_document_says() {
     let blocks = DOCUMENT.split("```vector\nkind: share-words\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     let mut count = 0;
     for block in blocks {
-        let (text, words) = block.split_once("\nwords:\n").unwrap();
-        let share = Share::parse(text.strip_prefix("share: ").unwrap()).unwrap();
-        let rows = share.to_rows().unwrap();
-        let written: String = rows.iter().map(|row| row.words().collect::<Vec<_>>().join(" ") + "\n").collect();
+        let all = |name: &str| {
+            let fields = block.lines().map(|line| line.split_once(": ").unwrap());
+            fields.filter(|(found, _)| *found == name).map(|(_, value)| value).collect::<Vec<_>>()
+        };
+        let (share, words) = (Share::parse(all("share")[0]).unwrap(), all("row"));
+        let written: Vec<_> =
+            share.to_rows().unwrap().iter().map(|row| row.words().collect::<Vec<_>>().join(" ")).collect();
         assert_eq!(written, words);
-        assert!(Share::parse_words(words).unwrap().is(&share));
+        assert!(Share::parse_words(&words.join("\n")).unwrap().is(&share));
         count += 1;
     }
     assert_eq!(count, 3, "vectors of words");

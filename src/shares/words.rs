@@ -87,9 +87,11 @@ impl Row {
 
     /// The row with this number that carries these five words.
     fn of(row: usize, carried: [u16; DATA_WORDS]) -> Self {
-        let [a, b, c, d, e] = carried;
-        // What makes the remainder zero.
-        Self([a, b, c, d, e, times_x(remainder(row, &carried))])
+        let mut words = Self([0; Self::WORDS]);
+        // Behind them, what makes the remainder zero.
+        let check = times_x(remainder(row, &carried));
+        words.0.iter_mut().zip(carried.into_iter().chain([check])).for_each(|(word, value)| *word = value);
+        words
     }
 }
 

@@ -92,17 +92,13 @@ fn typed() -> Result<Vec<Share>, CliError> {
             Err(Failure::Console(error)) => return Err(unasked(error)),
         };
         console.clear();
+        let (set, number) = (share.set(), share.number());
         shares.push(share);
-        match shares::check_fit(&shares) {
-            Err(error) => {
-                shares.pop();
-                console.tell(&format!("Not taken: {error}. Please {}.", error.hint()));
-            }
-            Ok(()) => {
-                let (set, number) =
-                    shares.last().map_or_else(Default::default, |last| (last.set().to_string(), last.number()));
-                console.tell(&format!("Share {number} of set {set} is taken. Put its sheet back into its envelope."));
-            }
+        if let Err(error) = shares::check_fit(&shares) {
+            shares.pop();
+            console.tell(&format!("Not taken: {error}. Please {}.", error.hint()));
+        } else {
+            console.tell(&format!("Share {number} of set {set} is taken. Put its sheet back into its envelope."));
         }
     }
     Ok(shares)

@@ -56,17 +56,20 @@ pub(super) fn run(args: &SplitArgs) -> Result<(), CliError> {
         let path = args.sheets.join(format!("share-{}-of-{}.html", share.number(), args.shares));
         let sheet = sheet(share, args.shares, &recipient)?;
         if let Err(error) = file::write_new(&path, 0o600, sheet.as_bytes()) {
-            written.iter().for_each(|path| drop(std::fs::remove_file(path)));
+            for path in &written {
+                let _ = std::fs::remove_file(path);
+            }
             return Err(error);
         }
         written.push(path);
     }
-    let list: String = written.iter().map(|path| format!("sheet     {}\n", path.display())).collect();
+    let list: Vec<_> = written.iter().map(|path| format!("sheet     {}\n", path.display())).collect();
     let set = set.shares.first().map_or_else(String::new, |share| share.set().to_string());
     print(&format!(
-        "{list}set       {set}\nneeded    {} of {}\nfingerprint\n{}\n\n\
+        "{}set       {set}\nneeded    {} of {}\nfingerprint\n{}\n\n\
          Print each sheet, hand it to its custodian, then destroy the files. {}\n\
          Try the shares before you destroy the key: hsm-kms recovery combine.\n",
+        list.concat(),
         args.threshold,
         args.shares,
         recipient.fingerprint(),

@@ -91,7 +91,10 @@ async fn a_drill_is_held_and_told() {
         match warning {
             None => assert!(!news.contains("whether the recovery key works"), "{news}"),
             Some(text) => {
-                assert!(news.contains("whether the recovery key works is not known: ") && news.contains(text), "{news}")
+                assert!(
+                    news.contains("whether the recovery key works is not known: ") && news.contains(text),
+                    "{news}"
+                );
             }
         }
         assert_eq!(

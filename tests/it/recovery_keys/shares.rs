@@ -41,17 +41,17 @@ impl Split {
         text(&path)
     }
 
-    fn arguments<'a>(&self, recipient: &'a str, files: &[&'a String]) -> Vec<&'a str> {
-        let shares = files.iter().flat_map(|file| ["--share", file.as_str()]);
-        ["recovery", "combine", "--recipient", recipient].into_iter().chain(shares).collect()
-    }
-
     fn refused(&self, files: &[&String]) -> Refusal {
         let recipient = text(&self.key.recipient);
-        let refused = refusal(&self.arguments(&recipient, files), b"");
+        let refused = refusal(&combine(&recipient, files), b"");
         assert_eq!(refused.code, 1, "{}", refused.text);
         refused
     }
+}
+
+fn combine<'a>(recipient: &'a str, files: &[&'a String]) -> Vec<&'a str> {
+    let shares = files.iter().flat_map(|file| ["--share", file.as_str()]);
+    ["recovery", "combine", "--recipient", recipient].into_iter().chain(shares).collect()
 }
 
 /// Splits the key 3 of 5 into a folder; the words of each sheet.
@@ -106,14 +106,14 @@ fn any_three_of_five_shares_give_the_key_back() {
     let mut subsets = 0;
     for chosen in (0..32_u32).filter(|chosen| chosen.count_ones() == 3) {
         let files: Vec<_> = (0..5).filter(|place| chosen >> place & 1 == 1).map(|place| &split.files[place]).collect();
-        let output = succeeds(&split.arguments(&recipient, &files));
+        let output = succeeds(&combine(&recipient, &files));
         assert_eq!(secret(&output), split.key.secret());
         subsets += 1;
     }
     assert_eq!(subsets, 10);
     // More than needed; and into a file of the owner's.
     let path = text(&split.directory.path().join("again"));
-    let mut arguments = split.arguments(&recipient, &split.files.iter().collect::<Vec<_>>());
+    let mut arguments = combine(&recipient, &split.files.iter().collect::<Vec<_>>());
     arguments.extend(["--key", &path]);
     assert!(!succeeds(&arguments).contains("hkr1"));
     assert_eq!(secret(&fs::read_to_string(&path).unwrap()), split.key.secret());
@@ -149,7 +149,7 @@ fn shares_that_do_not_give_the_key_are_refused() {
     // Shares of another key, and the recipient of another key.
     let other_key = SoftKey::new(split.directory.path(), "b");
     let recipient = text(&other_key.recipient);
-    let refused = refusal(&split.arguments(&recipient, &[first, second, third]), b"");
+    let refused = refusal(&combine(&recipient, &[first, second, third]), b"");
     assert!(refused.code == 1 && refused.why.contains(&fingerprint(&other_key.recipient)), "{}", refused.text);
 }
 

@@ -13,6 +13,7 @@ use std::path::Path;
 use clap::{Args, Subcommand};
 
 use super::{CliError, print};
+use crate::ceremony::without_core_dumps;
 use crate::exit::ExitCode;
 use crate::recovery::{HybridKey, Recipient};
 
@@ -36,6 +37,9 @@ enum RecoveryCommand {
 }
 
 pub(super) fn run(args: RecoveryArgs) -> Result<ExitCode, CliError> {
+    // Each of them may hold a private half, a share or a seed.
+    without_core_dumps()
+        .map_err(|error| failure(ExitCode::NotReachable, "nothing was done", error.to_string(), error.hint()))?;
     match args.command {
         RecoveryCommand::Keygen(args) => keygen::run(&args).map(|()| ExitCode::Done),
         RecoveryCommand::Split(args) => split::run(&args).map(|()| ExitCode::Done),

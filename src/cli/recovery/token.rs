@@ -6,7 +6,7 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 
 use super::failure;
-use crate::ceremony::{Console, without_core_dumps};
+use crate::ceremony::Console;
 use crate::class::Class;
 use crate::cli::CliError;
 use crate::cli::ceremony::with_environment;
@@ -88,8 +88,6 @@ impl OfflineToken {
 
     /// Finds the token, and logs in, once. A PIN without a source is asked for.
     pub(super) fn log_in(self) -> Result<OfflineSession, CliError> {
-        without_core_dumps()
-            .map_err(|error| failure(ExitCode::NotReachable, REFUSED, error.to_string(), error.hint()))?;
         // Before the module opens files of its own: a descriptor that nobody passed on could be one of them.
         let pin = self.pin()?;
         let Self { token, serial, label } = self;

@@ -64,7 +64,7 @@ impl Session {
         let generate =
             |private: &[Attribute]| self.session.generate_key_pair(&Mechanism::RsaPkcsKeyPairGen, &public, private);
         let made = generate(&private).or_else(|error| {
-            // Some modules take no CKA_MODIFIABLE; what they made of it is read back like the rest.
+            // Some modules take no CKA_MODIFIABLE. Sensitive and not extractable, a key stays so without it.
             private.pop();
             generate(&private).map_err(|_| error)
         });

@@ -218,7 +218,8 @@ fn prompt(text: &str) {
 }
 
 fn line(question: &str) -> Result<String, ConsoleError> {
-    let mut line = String::new();
+    // It may be a half of a PIN, or a part of a share.
+    let mut line = Zeroizing::new(String::with_capacity(LINE));
     if std::io::stdin().lock().read_line(&mut line)? == 0 {
         prompt("\n");
         return Err(ConsoleError::Closed(question.to_owned()));
@@ -230,6 +231,9 @@ fn line(question: &str) -> Result<String, ConsoleError> {
 fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretString, D::Error> {
     String::deserialize(deserializer).map(SecretString::from)
 }
+
+/// Longer than what people type: a text that grows leaves copies behind.
+const LINE: usize = 4096;
 
 /// Columns of the screen.
 const WIDTH: usize = 80;

@@ -160,7 +160,7 @@ impl Handout {
         let typed: Vec<Share> = self.typed.into_iter().flatten().collect();
         let needed = typed.first().map_or(0, |share| usize::from(share.threshold()));
         for run in typed.windows(needed.max(1)) {
-            shares::combine(run, &self.set.digest)?;
+            shares::combine(run, |secret| self.set.digest.is_of(secret))?;
         }
         Restored::from_shares(&typed, &self.set.digest)
     }
@@ -172,7 +172,7 @@ pub(super) struct Restored(Zeroizing<Vec<u8>>);
 impl Restored {
     /// The keys that these shares give, if they have this digest: for the token of a ceremony, and later for another one.
     pub(super) fn from_shares(shares: &[Share], digest: &SecretDigest) -> Result<Self, ImportError> {
-        Ok(Self(shares::combine(shares, digest)?))
+        Ok(Self(shares::combine(shares, |secret| digest.is_of(secret))?))
     }
 
     /// The keys for another process of this ceremony, which puts them into another token.

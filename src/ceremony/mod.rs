@@ -73,7 +73,7 @@ pub struct Outcome {
 const TOOL: &str = concat!("hsm-kms ", env!("CARGO_PKG_VERSION"));
 
 /// A process that holds a PIN, and runs a module that may crash, leaves no core dump, and nobody of the same user reads its memory.
-fn without_core_dumps() -> Result<(), CeremonyError> {
+pub(crate) fn without_core_dumps() -> Result<(), CeremonyError> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|error| CeremonyError::System { what: "memory cannot be kept from core dumps", source: error.into() })
 }

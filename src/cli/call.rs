@@ -53,14 +53,15 @@ enum Method {
     },
 }
 
+/// A running plugin.
 #[derive(Args, Debug)]
-struct Target {
+pub(super) struct Target {
     /// The plugin's Unix socket.
     #[arg(long, value_name = "PATH")]
-    socket: PathBuf,
+    pub(super) socket: PathBuf,
     /// Seconds to wait for the socket and the answer together, like a KMS provider's `timeout`.
     #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    timeout: u64,
+    pub(super) timeout: u64,
 }
 
 /// Runs the command on standard input and output, in a runtime of its own.
@@ -119,7 +120,7 @@ struct StatusReport<'a> {
 
 impl Target {
     /// Connects and calls within one deadline, which travels as `grpc-timeout`.
-    async fn call<M, R>(
+    pub(super) async fn call<M, R>(
         &self,
         message: M,
         method: impl AsyncFnOnce(Client, Request<M>) -> Result<tonic::Response<R>, tonic::Status>,
@@ -284,7 +285,7 @@ fn one_line(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
 }
 
-fn random_uid() -> String {
+pub(super) fn random_uid() -> String {
     let mut bytes = [0; 16];
     // A uid is for logs only: without randomness it is merely not unique.
     let _ = getrandom::fill(&mut bytes);

@@ -7,14 +7,15 @@ use std::time::Duration;
 use tokio_stream::StreamExt;
 
 use super::CliError;
-use super::serve::system_error;
-use crate::config::EndpointAddress;
+use super::serve::{drill, system_error};
+use crate::config::{Config, EndpointAddress};
 use crate::exit::ExitCode;
 use crate::keyring::{Current, NodeReport};
 use crate::kms::socket::{self, Listener};
-use crate::kms::status::{HealthPolicy, healthz};
+use crate::kms::status::healthz;
 use crate::observe::endpoints::{Answers, Endpoints};
 use crate::observe::metrics::{METRICS, Snapshot};
+use crate::record::UtcTime;
 
 /// An address that is ours.
 pub(super) enum Bound {
@@ -51,7 +52,9 @@ pub(super) fn bind(address: &EndpointAddress) -> Result<Bound, CliError> {
 
 impl Bound {
     /// Answers there for as long as this process lives. What is returned removes a Unix socket when it goes.
-    pub(super) fn serve(self, current: Arc<Current>, policy: HealthPolicy) -> Result<Option<Listener>, CliError> {
+    pub(super) fn serve(self, current: Arc<Current>, config: &Config) -> Result<Option<Listener>, CliError> {
+        let policy = config.health;
+        let (cluster, report) = (config.cluster.clone(), config.kek.recovery_drill.clone());
         let health = {
             let current = Arc::clone(&current);
             move || healthz(&current.get().tokens().health(), policy)
@@ -67,6 +70,11 @@ impl Bound {
                     is_healthy: health() == "ok",
                     waiting: keyring.tokens().load(),
                     tokens: keyring.tokens().each(),
+                    recipients: keyring
+                        .recipients()
+                        .map(|recipient| (recipient.fingerprint().to_string(), recipient.scheme().word()))
+                        .collect(),
+                    recovery_drill: drill::last(report.as_deref(), &cluster, &keyring).map(UtcTime::unix_seconds),
                 })
             }
         };

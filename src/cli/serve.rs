@@ -1,5 +1,6 @@
 //! `hsm-kms serve`: the front process. Socket first, HSM second: the API server must never find the socket gone.
 
+pub(super) mod drill;
 mod follow;
 mod keks;
 
@@ -119,11 +120,12 @@ async fn serve(config: Config, keks: Vec<Kek>, file: Option<KeyringFile>) -> Res
         cluster = config.cluster.as_str(),
         "serving KMS v2"
     );
+    drill::warn(config.kek.recovery_drill.as_deref(), &config.cluster, &keyring);
     let current = Arc::new(match &file {
         Some(file) => Current::followed(keyring, file.head()),
         None => Current::fixed(keyring),
     });
-    let endpoints = bound.map(|bound| bound.serve(Arc::clone(&current), config.health)).transpose()?;
+    let endpoints = bound.map(|bound| bound.serve(Arc::clone(&current), &config)).transpose()?;
     let service =
         KeyManagementServiceServer::new(Service::new(Arc::clone(&current), config.health, config.limits.deadline))
             .max_decoding_message_size(MAX_MESSAGE_BYTES);

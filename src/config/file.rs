@@ -69,6 +69,8 @@ struct FileKek {
     allow_trial: bool,
     #[serde(default)]
     accept_data_loss: bool,
+    #[serde(default)]
+    recovery_drill: Option<AbsolutePath>,
 }
 
 #[derive(Deserialize)]
@@ -112,7 +114,7 @@ impl File {
     pub(super) fn check(self, profile: Profile, standby_profiles: Vec<Profile>) -> Result<Config, Fault> {
         let Self { _version: _, cluster, socket, token, standby, kek, health, endpoints, limits, log } = self;
         let FileSocket { path, mode } = socket;
-        let FileKek { keyring, record, allow_trial, accept_data_loss } = kek;
+        let FileKek { keyring, record, allow_trial, accept_data_loss, recovery_drill } = kek;
         let source = match (keyring, record) {
             (Some(AbsolutePath(path)), None) => KekSource::Keyring(path),
             (None, Some(AbsolutePath(path))) => KekSource::Record(path),
@@ -148,7 +150,7 @@ impl File {
             standby,
             health,
             endpoints,
-            kek: Kek { source, allow_trial, accept_data_loss },
+            kek: Kek { source, allow_trial, accept_data_loss, recovery_drill: recovery_drill.map(|path| path.0) },
             limits: Limits {
                 queue: small(queue),
                 sessions: small(sessions),

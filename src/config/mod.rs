@@ -79,6 +79,8 @@ pub struct Kek {
     pub allow_trial: bool,
     /// Whether a witnessed KEK is served whose ceremony proved no copies.
     pub accept_data_loss: bool,
+    /// The report on the last drill of a recovery key, absolute: it is read at the start, and for each answer of `/metrics`.
+    pub recovery_drill: Option<PathBuf>,
 }
 
 /// Where it is said which key is the KEK. Absolute paths.

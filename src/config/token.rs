@@ -87,6 +87,11 @@ impl FileToken {
         self.checked(profile, None)
     }
 
+    /// The checked section of a token whose PIN may be typed: it has a source or none.
+    pub fn check_with_any_pin(self, profile: Profile) -> Result<Token, Fault> {
+        if self.pin.is_some() { self.check(profile) } else { self.check_without_pin(profile) }
+    }
+
     fn checked(self, profile: Profile, pin: Option<PinSource>) -> Result<Token, Fault> {
         let Self { profile: _, module, label, pin: _, environment, init_reserved } = self;
         let sealing = profile.usable().map_err(|unusable| Fault::Rule {

@@ -147,6 +147,11 @@ impl Keyring {
         &self.keks
     }
 
+    /// The offline keys that the active KEK's seeds are also sealed to.
+    pub fn recipients(&self) -> impl Iterator<Item = &Recipient> {
+        self.active.recipients.iter().map(|(recipient, _)| recipient)
+    }
+
     /// Activations of all KEKs so far.
     pub fn epoch(&self) -> u64 {
         self.epoch

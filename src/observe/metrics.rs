@@ -42,6 +42,10 @@ pub struct Snapshot {
     pub waiting: usize,
     /// Each token: label, whether it serves without a fault, and how long ago the KEK did its work there.
     pub tokens: Vec<(String, bool, Option<Duration>)>,
+    /// Each recovery recipient of the KEK that seals: fingerprint and scheme.
+    pub recipients: Vec<(String, &'static str)>,
+    /// When one of their keys last proved to work, in seconds since 1970.
+    pub recovery_drill: Option<i64>,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -84,6 +88,12 @@ struct TokenLabels {
     token: String,
     /// Place in the list, from 0: two tokens may have one label.
     position: u64,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct RecipientLabels {
+    fingerprint: String,
+    scheme: &'static str,
 }
 
 /// Upper bounds in seconds, up to the longest deadline.
@@ -178,6 +188,18 @@ impl Metrics {
         }
         registry.register("token_up", "1 while the token serves without a fault", up);
         registry.register_with_unit("proof_age", "Since the KEK last did its work there", Unit::Seconds, age);
+        let recipients = Family::<RecipientLabels, Gauge>::default();
+        for (fingerprint, scheme) in &snapshot.recipients {
+            let labels = RecipientLabels { fingerprint: fingerprint.clone(), scheme };
+            recipients.get_or_create(&labels).set(1);
+        }
+        registry.register("recovery_recipient_info", "Offline keys that seeds are also sealed to", recipients);
+        if let Some(time) = snapshot.recovery_drill {
+            let drill = Gauge::<i64>::default();
+            drill.set(time);
+            let help = "When a recovery key last opened what this plugin had sealed; absent if it is not known";
+            registry.register_with_unit("recovery_drill_timestamp", help, Unit::Seconds, drill);
+        }
         let info = Family::<Vec<(String, String)>, Gauge>::default();
         let labels = vec![
             ("key_id_hash".to_owned(), snapshot.key_id_hash.clone()),

@@ -11,6 +11,7 @@ mod inspect;
 mod key;
 mod opaque;
 mod raw;
+mod rsa;
 mod seal;
 mod wrapped;
 
@@ -28,6 +29,7 @@ pub use self::import::{ImportWay, Transport};
 pub use self::inspect::{MechanismInfo, OneByte, TokenLimits};
 pub use self::key::{KekKeys, Key, KeyTemplate};
 use self::raw::Functions;
+pub use self::rsa::{RsaNumbers, RsaPair};
 pub use self::seal::Sealed;
 use crate::profile::{CodeOverride, UserKind};
 use crate::seal::Sealing;

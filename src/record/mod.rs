@@ -1,5 +1,6 @@
 //! The KEK record, `kek-record.json`: which key this is and what was proved about it. Public; docs/formats.md has the format.
 
+mod drill;
 mod text;
 mod witnessed;
 
@@ -7,6 +8,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use self::drill::{DrillChallenge, DrillOutcome, DrillReport};
 use self::text::ProofBlob;
 pub use self::text::{CeremonyId, CkaId, Sha256Digest, UtcTime};
 use self::witnessed::COPIES_TO_RECOVER;

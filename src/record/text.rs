@@ -64,6 +64,11 @@ impl UtcTime {
         self.0.as_second().rem_euclid(DAY)
     }
 
+    /// Seconds since 1970.
+    pub fn unix_seconds(self) -> i64 {
+        self.0.as_second()
+    }
+
     /// From `earlier` to this time; none if this is not the later one.
     pub fn since(self, earlier: Self) -> Duration {
         self.0.duration_since(earlier.0).try_into().unwrap_or_default()

@@ -28,6 +28,13 @@ pub fn unbind(opened: &[u8], binding: &Binding) -> Result<Plaintext, UnboundErro
     }
 }
 
+/// The DER of the public key with these numbers (big endian). `None`: they are no RSA key.
+pub(super) fn der(modulus: &[u8], exponent: &[u8]) -> Option<Vec<u8>> {
+    let [modulus, exponent] = [modulus, exponent].map(rsa::BoxedUint::from_be_slice_vartime);
+    let key = RsaPublic::new(modulus, exponent).ok()?;
+    key.to_public_key_der().ok().map(|der| der.as_bytes().to_vec())
+}
+
 pub(super) fn read(der: &[u8], bits: usize) -> Result<RsaPublic, String> {
     let key = RsaPublic::from_public_key_der(der).map_err(|_| "expected an RSA public key as DER".to_owned())?;
     let found = key.n().bit_width();

@@ -4,7 +4,7 @@ use thiserror::Error;
 use vsss_rs::Gf256;
 use zeroize::Zeroizing;
 
-use super::{SecretDigest, SetId, Share};
+use super::{SetId, Share};
 
 /// Why shares do not give a secret. None of it says anything about the secret.
 #[derive(Debug, Eq, Error, PartialEq)]
@@ -72,11 +72,9 @@ impl CombineError {
     }
 }
 
-/// The secret that these shares of one set give, if it is the one with this digest. More than needed may be given: then all must fit.
-pub fn combine(shares: &[Share], digest: &SecretDigest) -> Result<Zeroizing<Vec<u8>>, CombineError> {
-    let Some(first) = shares.first() else {
-        return Err(CombineError::TooFew { given: 0, threshold: *super::SHARES.start() });
-    };
+/// Whether these shares can stand together: of one set, none of them twice. There may be too few of them.
+pub fn check_fit(shares: &[Share]) -> Result<(), CombineError> {
+    let Some(first) = shares.first() else { return Ok(()) };
     for (position, share) in shares.iter().enumerate() {
         let number = share.number;
         if share.set != first.set {
@@ -93,14 +91,22 @@ pub fn combine(shares: &[Share], digest: &SecretDigest) -> Result<Zeroizing<Vec<
             return Err(CombineError::Twice { number });
         }
     }
+    Ok(())
+}
+
+/// The secret that these shares of one set give, if `is_secret` knows it, by a digest or by what belongs to it. More than needed may be
+/// given: then all must fit.
+pub fn combine(shares: &[Share], is_secret: impl FnOnce(&[u8]) -> bool) -> Result<Zeroizing<Vec<u8>>, CombineError> {
+    check_fit(shares)?;
+    let threshold = shares.first().map_or(*super::SHARES.start(), |first| first.threshold);
     // No two have the same number, so there are at most 16.
     let given = u8::try_from(shares.len()).unwrap_or(u8::MAX);
-    if given < first.threshold {
-        return Err(CombineError::TooFew { given, threshold: first.threshold });
+    if given < threshold {
+        return Err(CombineError::TooFew { given, threshold });
     }
     let points: Zeroizing<Vec<Vec<u8>>> =
         Zeroizing::new(shares.iter().map(|share| [&[share.number], share.value.as_slice()].concat()).collect());
     let secret = Gf256::combine_bytes(points.as_slice()).map(Zeroizing::new);
     let secret = secret.map_err(|error| CombineError::Scheme(error.to_string()))?;
-    if digest.is_of(&secret) { Ok(secret) } else { Err(CombineError::NotTheSecret) }
+    if is_secret(&secret) { Ok(secret) } else { Err(CombineError::NotTheSecret) }
 }

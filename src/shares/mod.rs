@@ -7,6 +7,7 @@
 mod combine;
 mod digest;
 mod text;
+mod words;
 
 #[cfg(test)]
 mod decoder;
@@ -20,9 +21,10 @@ use thiserror::Error;
 use vsss_rs::Gf256;
 use zeroize::Zeroizing;
 
-pub use self::combine::{CombineError, combine};
+pub use self::combine::{CombineError, check_fit, combine};
 pub use self::digest::SecretDigest;
 pub use self::text::{Group, TextError};
+pub use self::words::{Row, WordError};
 use crate::random::Pool;
 
 /// How many bytes a secret may have.

@@ -18,7 +18,7 @@ fn any_m_of_n_give_the_secret_back_and_fewer_do_not() {
         let set = set(&SECRET, threshold, count);
         for subset in subsets(&set.shares) {
             let given = u8::try_from(subset.len()).unwrap();
-            let combined = combine(&subset, &set.digest);
+            let combined = combine(&subset, |secret| set.digest.is_of(secret));
             if given < threshold {
                 let expected = if given == 0 { 2 } else { threshold };
                 assert_eq!(combined.unwrap_err(), CombineError::TooFew { given, threshold: expected });
@@ -35,8 +35,8 @@ fn the_order_of_the_shares_does_not_matter_and_neither_does_the_length_of_the_se
         let secret = vec![0xa5; length];
         let mut set = set(&secret, 3, 16);
         set.shares.reverse();
-        assert_eq!(combine(&set.shares[4..7], &set.digest).unwrap().as_slice(), secret);
-        assert_eq!(combine(&set.shares, &set.digest).unwrap().as_slice(), secret);
+        assert_eq!(combine(&set.shares[4..7], |secret| set.digest.is_of(secret)).unwrap().as_slice(), secret);
+        assert_eq!(combine(&set.shares, |secret| set.digest.is_of(secret)).unwrap().as_slice(), secret);
     }
 }
 
@@ -57,7 +57,8 @@ fn shares_that_do_not_belong_together_are_refused() {
     let (ours, theirs) = (set(&SECRET, 2, 3), set_with(&[9; 32], 2, 3, 99));
     let [first, second, third] = <[Share; 3]>::try_from(ours.shares.clone()).unwrap();
     let combined = |shares: &[&Share]| {
-        combine(&shares.iter().map(|share| (*share).clone()).collect::<Vec<_>>(), &ours.digest).unwrap_err()
+        combine(&shares.iter().map(|share| (*share).clone()).collect::<Vec<_>>(), |secret| ours.digest.is_of(secret))
+            .unwrap_err()
     };
     assert_eq!(combined(&[&first, &second, &first]), CombineError::Twice { number: 1 });
     let other = CombineError::OtherSet { number: 2, found: theirs.shares[0].set(), expected: first.set() };
@@ -67,7 +68,7 @@ fn shares_that_do_not_belong_together_are_refused() {
     assert_eq!(combined(&[&first, &asks_for_more]), other);
     let longer = Share { value: vec![0; 33].into(), ..second.clone() };
     assert_eq!(combined(&[&first, &longer]), CombineError::OtherLength { number: 2 });
-    assert_eq!(combine(&ours.shares, &theirs.digest).unwrap_err(), CombineError::NotTheSecret);
+    assert_eq!(combine(&ours.shares, |secret| theirs.digest.is_of(secret)).unwrap_err(), CombineError::NotTheSecret);
     // Each single changed bit of a share, also of one more than needed.
     for bit in 0..256 {
         let mut forged = second.clone();
@@ -78,7 +79,7 @@ fn shares_that_do_not_belong_together_are_refused() {
     // A lowered threshold does not lower it.
     let set = set(&SECRET, 3, 3);
     let lowered: Vec<_> = set.shares.iter().take(2).map(|share| Share { threshold: 2, ..share.clone() }).collect();
-    assert_eq!(combine(&lowered, &set.digest).unwrap_err(), CombineError::NotTheSecret);
+    assert_eq!(combine(&lowered, |secret| set.digest.is_of(secret)).unwrap_err(), CombineError::NotTheSecret);
 }
 
 /// The leading coefficient counts too: a library that never lets it be zero gives shares that exclude one value of the secret.
@@ -214,7 +215,7 @@ fn shares_are_as_the_document_says() {
             fields.filter(|(found, _)| *found == name).map(|(_, value)| value).collect::<Vec<_>>()
         };
         let secret = data_encoding::HEXLOWER.decode(all("secret")[0].as_bytes()).unwrap();
-        let digest = all("digest")[0].parse().unwrap();
+        let digest: SecretDigest = all("digest")[0].parse().unwrap();
         let texts = all("share");
         let shares: Vec<Share> = texts.iter().map(|text| Share::parse(text).unwrap()).collect();
         for (share, text) in shares.iter().zip(&texts) {
@@ -223,13 +224,32 @@ fn shares_are_as_the_document_says() {
             assert_eq!(share.threshold().to_string(), all("threshold")[0]);
         }
         for subset in subsets(&shares) {
-            match combine(&subset, &digest) {
+            match combine(&subset, |secret| digest.is_of(secret)) {
                 Ok(found) => assert_eq!(found.as_slice(), secret),
                 Err(error) => assert!(matches!(error, CombineError::TooFew { .. })),
             }
         }
     }
     assert_eq!(count, 3, "vectors of shares");
+}
+
+#[test]
+fn words_are_as_the_document_says() {
+    let blocks = DOCUMENT.split("```vector\nkind: share-words\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let mut count = 0;
+    for block in blocks {
+        let all = |name: &str| {
+            let fields = block.lines().map(|line| line.split_once(": ").unwrap());
+            fields.filter(|(found, _)| *found == name).map(|(_, value)| value).collect::<Vec<_>>()
+        };
+        let (share, words) = (Share::parse(all("share")[0]).unwrap(), all("row"));
+        let written: Vec<_> =
+            share.to_rows().unwrap().iter().map(|row| row.words().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(written, words);
+        assert!(Share::parse_words(&words.join("\n")).unwrap().is(&share));
+        count += 1;
+    }
+    assert_eq!(count, 3, "vectors of words");
 }
 
 #[test]
@@ -278,7 +298,7 @@ proptest! {
     #[test]
     fn what_was_split_is_combined(secret in proptest::collection::vec(any::<u8>(), 16..=64), seed: u64, m in 2..=16_u8, more in 0..=14_u8) {
         let set = set_with(&secret, m, (m + more).min(16), seed);
-        let combined = combine(&set.shares[set.shares.len() - usize::from(m)..], &set.digest);
+        let combined = combine(&set.shares[set.shares.len() - usize::from(m)..], |secret| set.digest.is_of(secret));
         prop_assert_eq!(combined.unwrap().to_vec(), secret);
     }
 }

@@ -16,6 +16,6 @@ mod script;
 mod secrets;
 mod shares_interrupted;
 mod staged;
-mod terminal;
+pub mod terminal;
 mod whole;
 mod wrong_answers;

@@ -48,6 +48,7 @@ mod parts;
 mod probe;
 mod processes;
 mod profiles;
+mod recovery_keys;
 mod refusal;
 mod resilience;
 mod rotation;

@@ -3,7 +3,7 @@
 //! `HSM_KMS_TEST_PAPER` names a folder to keep the documents and their pages in, for eyes.
 
 mod documents;
-mod print;
+pub mod print;
 
 use hsm_kms::attributes::AttributeName;
 use hsm_kms::ceremony::transcript::CeremonyKind;

@@ -101,7 +101,7 @@ fn unusable(error: &PlanError) -> CliError {
 
 /// Starts this program again with the plan's variables, unless they are set already: modules read their configuration from
 /// the environment, and a running process may not change its own.
-fn with_environment(environment: &BTreeMap<String, String>) -> Result<(), CliError> {
+pub(super) fn with_environment(environment: &BTreeMap<String, String>) -> Result<(), CliError> {
     use std::os::unix::process::CommandExt;
     let set = |(name, value): (&String, &String)| std::env::var_os(name).is_some_and(|found| found == value.as_str());
     if environment.iter().all(set) {
@@ -110,9 +110,9 @@ fn with_environment(environment: &BTreeMap<String, String>) -> Result<(), CliErr
     let error = std::process::Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).envs(environment).exec();
     Err(CliError {
         code: ExitCode::NotReachable,
-        what: "the program cannot be started with the plan's environment".to_owned(),
+        what: "the program cannot be started with the token's environment".to_owned(),
         why: error.to_string(),
-        hint: "set the variables under environment in the plan yourself".to_owned(),
+        hint: "set the variables under token.environment yourself".to_owned(),
     })
 }
 

@@ -100,8 +100,8 @@ impl Run<'_> {
                 let begins = |answer: &str| answer.len() == TYPED_DIGITS && fingerprint.starts_with(answer);
                 let text = "the first 16 digits, from the paper of its keepers";
                 run.ask_until(&format!("recipient-{}", position + 1), text, |answer| {
-                    let plain: String = answer.split_whitespace().collect();
-                    begins(&plain.to_lowercase()).then_some(())
+                    let typed: String = answer.split_whitespace().collect();
+                    begins(&typed.to_lowercase()).then_some(())
                 })?;
                 compared.push(json!({"scheme": scheme, "fingerprint": fingerprint}));
             }

@@ -1,8 +1,12 @@
 //! The public name of a KEK in one activation.
 
 use std::fmt;
+use std::str::FromStr;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
+
+use crate::strict;
 
 /// The `key_id` of KMS v2: public, stored with every object, the same on every node, never used twice.
 ///
@@ -45,6 +49,26 @@ impl KeyId {
 /// `sha256:` and the hex SHA-256 of any key_id text, as the API server's metrics print it.
 pub fn hash(text: &str) -> String {
     format!("sha256:{}", data_encoding::HEXLOWER.encode(&Sha256::digest(text.as_bytes())))
+}
+
+impl FromStr for KeyId {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text).ok_or("expected a key_id: hsm1- and 40 lower-case hex digits")
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        strict::from_text(deserializer)
+    }
+}
+
+impl Serialize for KeyId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
 }
 
 impl fmt::Debug for KeyId {

@@ -69,6 +69,8 @@ struct FileKek {
     allow_trial: bool,
     #[serde(default)]
     accept_data_loss: bool,
+    #[serde(default)]
+    rewrap_table: Option<AbsolutePath>,
 }
 
 #[derive(Deserialize)]
@@ -112,7 +114,8 @@ impl File {
     pub(super) fn check(self, profile: Profile, standby_profiles: Vec<Profile>) -> Result<Config, Fault> {
         let Self { _version: _, cluster, socket, token, standby, kek, health, endpoints, limits, log } = self;
         let FileSocket { path, mode } = socket;
-        let FileKek { keyring, record, allow_trial, accept_data_loss } = kek;
+        let FileKek { keyring, record, allow_trial, accept_data_loss, rewrap_table } = kek;
+        let rewrap_table = rewrap_table.map(|AbsolutePath(path)| path);
         let source = match (keyring, record) {
             (Some(AbsolutePath(path)), None) => KekSource::Keyring(path),
             (None, Some(AbsolutePath(path))) => KekSource::Record(path),
@@ -148,7 +151,7 @@ impl File {
             standby,
             health,
             endpoints,
-            kek: Kek { source, allow_trial, accept_data_loss },
+            kek: Kek { source, allow_trial, accept_data_loss, rewrap_table },
             limits: Limits {
                 queue: small(queue),
                 sessions: small(sessions),

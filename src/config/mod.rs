@@ -79,6 +79,8 @@ pub struct Kek {
     pub allow_trial: bool,
     /// Whether a witnessed KEK is served whose ceremony proved no copies.
     pub accept_data_loss: bool,
+    /// Where the seeds of lost KEKs are. An absolute path.
+    pub rewrap_table: Option<PathBuf>,
 }
 
 /// Where it is said which key is the KEK. Absolute paths.

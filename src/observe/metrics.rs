@@ -25,6 +25,7 @@ pub struct Metrics {
     failovers: Counter,
     joined: Counter,
     reloads: Family<ReloadLabels, Counter>,
+    rewrapped: Counter,
 }
 
 /// What is true at the moment of the question.
@@ -93,6 +94,7 @@ impl Default for Metrics {
             failovers: Counter::default(),
             joined: Counter::default(),
             reloads: Family::default(),
+            rewrapped: Counter::default(),
         }
     }
 }
@@ -132,6 +134,11 @@ impl Metrics {
         self.reloads.get_or_create(&ReloadLabels { outcome }).inc();
     }
 
+    /// A seed of a lost KEK was opened through the rewrap table.
+    pub fn rewrapped(&self) {
+        self.rewrapped.inc();
+    }
+
     /// Everything, in the text format of `OpenMetrics` 1.0.
     pub fn text(&self, snapshot: &Snapshot) -> String {
         let mut registry = Registry::with_prefix("hsm_kms");
@@ -142,6 +149,8 @@ impl Metrics {
         registry.register("failovers", "Changes to another token because one failed", self.failovers.clone());
         registry.register("joined_requests", "Opens that got the answer of an identical one", self.joined.clone());
         registry.register("keyring_reloads", "Changed keyring files, by what became of them", self.reloads.clone());
+        let help = "Decrypts of a lost KEK's seeds, answered through the rewrap table";
+        registry.register("rewrap_table_decrypts", help, self.rewrapped.clone());
         let epoch = Gauge::<i64>::default();
         epoch.set(i64::try_from(snapshot.epoch).unwrap_or(i64::MAX));
         registry.register("keyring_epoch", "Activations of all KEKs so far", epoch);

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
 
-use data_encoding::{BASE64, HEXLOWER};
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
@@ -15,7 +15,7 @@ use super::rsa_oaep::{self, RsaPublic};
 use super::{Binding, SealError};
 use crate::envelope::{MAX_PLAINTEXT_BYTES, update_prefixed};
 use crate::secret::Plaintext;
-use crate::strict::{self, FileError};
+use crate::strict::{self, Base64, FileError};
 
 /// How a seed is sealed to a recipient. The numbers are frozen: they are stored in etcd.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -198,28 +198,6 @@ impl Serialize for Recipient {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let public_key = Base64(self.encoded.clone());
         Form { scheme: self.scheme, public_key, fingerprint: self.fingerprint }.serialize(serializer)
-    }
-}
-
-struct Base64(Vec<u8>);
-
-impl FromStr for Base64 {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        BASE64.decode(text.as_bytes()).map(Self).map_err(|_| "expected base64 with padding")
-    }
-}
-
-impl<'de> Deserialize<'de> for Base64 {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        strict::from_text(deserializer)
-    }
-}
-
-impl Serialize for Base64 {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&BASE64.encode(&self.0))
     }
 }
 

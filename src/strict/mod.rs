@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 pub use self::fault::{Fault, FileError, Place};
 pub use self::place::yaml_place;
 use self::report::{Report, json_report, yaml_report};
-pub use self::value::{AbsolutePath, EnvironmentName, from_text, line, line_or_empty, number};
+pub use self::value::{AbsolutePath, Base64, EnvironmentName, from_text, line, line_or_empty, number};
 use self::walk::walk;
 
 /// Most bytes of any such file.

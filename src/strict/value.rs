@@ -5,8 +5,9 @@ use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::Deserialize;
+use data_encoding::BASE64;
 use serde::de::{self, Deserializer, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Reads a text value by its `FromStr`: for `deserialize_with`, and for `Deserialize` of checked texts.
 pub fn from_text<'de, D: Deserializer<'de>, T>(deserializer: D) -> Result<T, D::Error>
@@ -64,6 +65,29 @@ impl FromStr for AbsolutePath {
         let absolute = text.starts_with('/') && !text.ends_with('/');
         let path = (plain && direct && absolute).then(|| Self(PathBuf::from(text)));
         path.ok_or("expected an absolute path to a file, without `.` and `..`")
+    }
+}
+
+/// Bytes, written as base64 (RFC 4648 section 4, with padding).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Base64(pub Vec<u8>);
+
+impl FromStr for Base64 {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        BASE64.decode(text.as_bytes()).map(Self).map_err(|_| "expected base64 with padding")
+    }
+}
+
+impl<'de> Deserialize<'de> for Base64 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        from_text(deserializer)
+    }
+}
+
+impl Serialize for Base64 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&BASE64.encode(&self.0))
     }
 }
 

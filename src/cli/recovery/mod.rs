@@ -1,9 +1,19 @@
 //! `hsm-kms recovery`: the offline key that opens seeds when the KEK is lost.
 
+mod audit;
 mod keygen;
+mod plugin;
 mod private_key;
+mod rewrap;
+mod sealed;
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
 use super::{CliError, print};
 use crate::exit::ExitCode;
@@ -17,16 +27,49 @@ pub(super) struct RecoveryArgs {
 
 #[derive(Debug, Subcommand)]
 enum RecoveryCommand {
+    /// Count which share of objects and seeds a recovery key would open; nothing is decrypted without --socket
+    Audit(audit::AuditArgs),
     /// Make a recovery key: the private half for a safe, the public half for the ceremony's plan
     Keygen(keygen::KeygenArgs),
+    /// Seal the seeds of a lost KEK anew, under the KEK of a running plugin, into a rewrap table
+    Rewrap(rewrap::RewrapArgs),
 }
 
 pub(super) fn run(args: RecoveryArgs) -> Result<ExitCode, CliError> {
     match args.command {
+        RecoveryCommand::Audit(args) => audit::run(&args),
         RecoveryCommand::Keygen(args) => keygen::run(&args).map(|()| ExitCode::Done),
+        RecoveryCommand::Rewrap(args) => rewrap::run(&args),
     }
 }
 
 fn failure(code: ExitCode, what: impl Into<String>, why: impl Into<String>, hint: impl Into<String>) -> CliError {
     CliError { code, what: what.into(), why: why.into(), hint: hint.into() }
+}
+
+/// Writes a file that must not exist yet.
+fn write_new(path: &Path, mode: u32, content: &[u8]) -> Result<(), CliError> {
+    let written = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).and_then(|mut file| {
+        file.write_all(content)?;
+        file.sync_all()
+    });
+    written.map_err(|error| {
+        let hint = "choose a path in a directory that is there, where nothing is yet";
+        failure(ExitCode::BadUsage, format!("cannot write {}", path.display()), error.to_string(), hint)
+    })
+}
+
+/// Before the work is done whose result goes there.
+fn must_not_exist(path: &Path) -> Result<(), CliError> {
+    if path.exists() {
+        let what = format!("{} is there already", path.display());
+        return Err(failure(ExitCode::BadUsage, what, "nothing is written over", "choose another path, or move it away"));
+    }
+    Ok(())
+}
+
+fn json<T: Serialize>(report: &T) -> Result<String, CliError> {
+    serde_json::to_string_pretty(report).map(|json| json + "\n").map_err(|error| {
+        failure(ExitCode::DoesNotHold, "the report cannot be written as JSON", error.to_string(), "report this")
+    })
 }

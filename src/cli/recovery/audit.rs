@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plugin::{self, Plugin};
 use super::sealed::{self, Found};
-use super::{failure, print};
+use super::{failure, file, print};
 use crate::cli::CliError;
 use crate::cli::etcd::store::StoreArgs;
 use crate::cli::etcd::{shown, table};
@@ -114,7 +114,7 @@ impl PartialOrd for Digest {
 pub(super) fn run(args: &AuditArgs) -> Result<ExitCode, CliError> {
     let expected = args.record.as_deref().map(expected).transpose()?;
     if let Some(output) = &args.output {
-        super::must_not_exist(output)?;
+        file::check_new(output)?;
     }
     let found = sealed::collect(&args.store.store(), &args.prefix)?;
     let mut audit = Audit::of(&found, expected.as_ref());
@@ -122,7 +122,7 @@ pub(super) fn run(args: &AuditArgs) -> Result<ExitCode, CliError> {
         audit.ask(&found, &mut Plugin::connect(socket)?)?;
     }
     if let Some(output) = &args.output {
-        super::write_new(output, 0o644, super::json(&audit)?.as_bytes())?;
+        file::write_new(output, 0o644, super::json(&audit)?.as_bytes())?;
     }
     print(&if args.json { super::json(&audit)? } else { audit.text() })?;
     audit.verdict().map(|()| ExitCode::Done)

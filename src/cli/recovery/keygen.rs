@@ -1,11 +1,14 @@
 //! `hsm-kms recovery keygen`.
 
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use zeroize::Zeroizing;
 
-use super::{failure, print, write_new};
+use super::{failure, print};
 use crate::cli::CliError;
 use crate::exit::ExitCode;
 use crate::record::UtcTime;
@@ -43,4 +46,16 @@ pub(super) fn run(args: &KeygenArgs) -> Result<(), CliError> {
         args.recipient.display(),
         recipient.scheme(),
     ))
+}
+
+/// Writes a file that must not exist yet.
+fn write_new(path: &Path, mode: u32, content: &[u8]) -> Result<(), CliError> {
+    let written = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).and_then(|mut file: File| {
+        file.write_all(content)?;
+        file.sync_all()
+    });
+    written.map_err(|error| {
+        let hint = "choose a path in a directory that is there, where nothing is yet";
+        failure(ExitCode::BadUsage, format!("cannot write {}", path.display()), error.to_string(), hint)
+    })
 }

@@ -1,16 +1,12 @@
 //! `hsm-kms recovery`: the offline key that opens seeds when the KEK is lost.
 
 mod audit;
+mod file;
 mod keygen;
 mod plugin;
 mod private_key;
 mod rewrap;
 mod sealed;
-
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -45,27 +41,6 @@ pub(super) fn run(args: RecoveryArgs) -> Result<ExitCode, CliError> {
 
 fn failure(code: ExitCode, what: impl Into<String>, why: impl Into<String>, hint: impl Into<String>) -> CliError {
     CliError { code, what: what.into(), why: why.into(), hint: hint.into() }
-}
-
-/// Writes a file that must not exist yet.
-fn write_new(path: &Path, mode: u32, content: &[u8]) -> Result<(), CliError> {
-    let written = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).and_then(|mut file| {
-        file.write_all(content)?;
-        file.sync_all()
-    });
-    written.map_err(|error| {
-        let hint = "choose a path in a directory that is there, where nothing is yet";
-        failure(ExitCode::BadUsage, format!("cannot write {}", path.display()), error.to_string(), hint)
-    })
-}
-
-/// Before the work is done whose result goes there.
-fn must_not_exist(path: &Path) -> Result<(), CliError> {
-    if path.exists() {
-        let what = format!("{} is there already", path.display());
-        return Err(failure(ExitCode::BadUsage, what, "nothing is written over", "choose another path, or move it away"));
-    }
-    Ok(())
 }
 
 fn json<T: Serialize>(report: &T) -> Result<String, CliError> {

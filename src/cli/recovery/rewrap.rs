@@ -12,7 +12,7 @@ use super::audit::Audit;
 use super::plugin::Plugin;
 use super::private_key::PrivateKeyArgs;
 use super::sealed::{self, Closed, Found};
-use super::{failure, print};
+use super::{failure, file, print};
 use crate::cli::CliError;
 use crate::cli::etcd::shown;
 use crate::cli::etcd::store::{Store, StoreArgs};
@@ -66,7 +66,7 @@ pub(super) fn run(args: &RewrapArgs) -> Result<ExitCode, CliError> {
     let key = args.key.open()?;
     let recipient = key.recipient()?;
     let audit = args.audit.as_deref().map(Audit::read).transpose()?;
-    super::must_not_exist(&args.table)?;
+    file::check_new(&args.table)?;
     let store = args.store.store();
     let found = sealed::collect(&store, &args.prefix)?;
     let mut plugin = Plugin::connect(&args.socket)?;
@@ -105,7 +105,7 @@ pub(super) fn run(args: &RewrapArgs) -> Result<ExitCode, CliError> {
     if is_whole || args.partial {
         let table = seal(&mut plugin, &opened, &report, &found, is_whole)?;
         let text = table.to_json();
-        super::write_new(&args.table, 0o644, text.as_bytes())?;
+        file::write_new(&args.table, 0o644, text.as_bytes())?;
         report.table = Some(args.table.display().to_string());
         report.table_bytes = text.len() as u64;
     }

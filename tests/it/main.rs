@@ -38,6 +38,7 @@ mod health;
 mod imitations;
 mod imports;
 mod inventory;
+mod lost_kek;
 mod module_faults;
 mod network;
 mod paper;

@@ -1,6 +1,6 @@
 //! `hsm-kms etcd`: what the store holds, one value of it, and how to rewrite it.
 
-mod decrypt;
+pub(super) mod decrypt;
 mod inventory;
 mod page;
 mod rewrite_plan;

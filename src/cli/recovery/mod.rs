@@ -2,7 +2,9 @@
 
 mod audit;
 mod file;
+mod guide;
 mod keygen;
+mod open;
 mod plugin;
 mod private_key;
 mod rewrap;
@@ -25,8 +27,12 @@ pub(super) struct RecoveryArgs {
 enum RecoveryCommand {
     /// Count which share of objects and seeds a recovery key would open; nothing is decrypted without --socket
     Audit(audit::AuditArgs),
+    /// Walk through the recovery of a cluster: what is done, what was found, and the next command
+    Guide(guide::GuideArgs),
     /// Make a recovery key: the private half for a safe, the public half for the ceremony's plan
     Keygen(keygen::KeygenArgs),
+    /// Open one value with a recovery key, without plugin and HSM
+    Open(open::OpenArgs),
     /// Seal the seeds of a lost KEK anew, under the KEK of a running plugin, into a rewrap table
     Rewrap(rewrap::RewrapArgs),
 }
@@ -34,7 +40,9 @@ enum RecoveryCommand {
 pub(super) fn run(args: RecoveryArgs) -> Result<ExitCode, CliError> {
     match args.command {
         RecoveryCommand::Audit(args) => audit::run(&args),
+        RecoveryCommand::Guide(args) => guide::run(&args),
         RecoveryCommand::Keygen(args) => keygen::run(&args).map(|()| ExitCode::Done),
+        RecoveryCommand::Open(args) => open::run(&args).map(|()| ExitCode::Done),
         RecoveryCommand::Rewrap(args) => rewrap::run(&args),
     }
 }

@@ -6,7 +6,7 @@ use thiserror::Error;
 use super::private_key::PrivateKey;
 use crate::cli::CliError;
 use crate::cli::etcd::store::Store;
-use crate::cli::etcd::walk::walk;
+use crate::cli::etcd::walk::{Walk, walk};
 use crate::cluster::Cluster;
 use crate::envelope::Annotations;
 use crate::etcd::inventory::Source;
@@ -26,11 +26,18 @@ pub(super) struct Found {
 pub(super) fn collect(store: &Store, prefix: &str) -> Result<Found, CliError> {
     let mut seeds = Seeds::default();
     let walked = walk(store, prefix.as_bytes(), None, &mut |entry| seeds.add(&entry))?;
-    for fault in walked.faults {
-        seeds.fault(fault);
+    Ok(Found::new(seeds, walked))
+}
+
+impl Found {
+    /// These seeds, found on this walk.
+    pub(super) fn new(mut seeds: Seeds, walked: Walk) -> Self {
+        for fault in walked.faults {
+            seeds.fault(fault);
+        }
+        seeds.faults_left_off += walked.faults_left_off;
+        Self { seeds, source: walked.source, revision: walked.revision }
     }
-    seeds.faults_left_off += walked.faults_left_off;
-    Ok(Found { seeds, source: walked.source, revision: walked.revision })
 }
 
 /// A store in few words, without its folders: it goes into a file that others read.

@@ -170,10 +170,10 @@ impl RewrapTable {
         deadline: Instant,
     ) -> Result<Plaintext, RewrapError> {
         let digest = seed_digest(ciphertext, key_id.as_str(), annotations);
-        let entry = self.find(&digest).filter(|entry| entry.key_id == *key_id).ok_or_else(|| RewrapError::Missing {
-            made: self.origin.made,
-            source_text: self.origin.source.clone(),
-        })?;
+        let entry = self
+            .find(&digest)
+            .filter(|entry| entry.key_id == *key_id)
+            .ok_or_else(|| RewrapError::Missing { made: self.origin.made, source_text: self.origin.source.clone() })?;
         let living = &self.origin.sealed_with;
         let handle = keyring.unwrap(living).ok_or_else(|| RewrapError::NoKek(living.clone()))?;
         let opened = handle.open(&entry.ciphertext.0, &entry.annotations(), deadline).await;

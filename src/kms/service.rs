@@ -117,7 +117,8 @@ impl KeyManagementService for Service {
             let unknown = || Status::not_found("this plugin has no KEK with that key_id");
             let known = KeyId::parse(&key_id).ok_or_else(unknown)?;
             let keyring = self.keyring_with(&known, deadline).await;
-            let checked = || annotations::check(&annotations).map_err(|error| Status::invalid_argument(error.to_string()));
+            let checked =
+                || annotations::check(&annotations).map_err(|error| Status::invalid_argument(error.to_string()));
             // A KEK that came back is used before the table.
             if let Some(handle) = keyring.unwrap(&known) {
                 checked()?;

@@ -83,10 +83,15 @@ impl Sealed {
     }
 
     /// Opens it with its opened seed, and prints it, or what it is.
-    pub(in crate::cli) fn show(&self, source: &Plaintext, prefix: &str, output: Option<Output>) -> Result<(), CliError> {
+    pub(in crate::cli) fn show(
+        &self,
+        source: &Plaintext,
+        prefix: &str,
+        output: Option<Output>,
+    ) -> Result<(), CliError> {
         let Self { entry, provider, object } = self;
-        let plaintext = open::open(&entry.key, object, source)
-            .map_err(|error| no_open(prefix, entry, object, source, error))?;
+        let plaintext =
+            open::open(&entry.key, object, source).map_err(|error| no_open(prefix, entry, object, source, error))?;
         if let Some(Output::Raw) = output {
             return print(plaintext.expose());
         }
@@ -207,13 +212,7 @@ fn no_source(
     }
 }
 
-fn no_open(
-    prefix: &str,
-    entry: &Entry,
-    object: &EncryptedObject,
-    source: &Plaintext,
-    error: OpenError,
-) -> CliError {
+fn no_open(prefix: &str, entry: &Entry, object: &EncryptedObject, source: &Plaintext, error: OpenError) -> CliError {
     let original = open::original_key(&entry.key, prefix.as_bytes(), object, source);
     let (why, hint) = match (error, original) {
         (OpenError::Authentication, Some(key)) => (

@@ -36,12 +36,7 @@ pub(in crate::cli) fn walk(
     }
 }
 
-fn walk_live(
-    target: &Target,
-    prefix: &[u8],
-    rate: Option<u32>,
-    each: &mut dyn FnMut(Entry),
-) -> Result<Walk, CliError> {
+fn walk_live(target: &Target, prefix: &[u8], rate: Option<u32>, each: &mut dyn FnMut(Entry)) -> Result<Walk, CliError> {
     let bar = bar("{bar:30} {human_pos} of {human_len} objects, {eta} left");
     let scan = runtime()?.block_on(async {
         let mut client = store::connect(target).await?;

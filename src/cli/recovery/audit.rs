@@ -166,7 +166,10 @@ impl Audit {
             let empty = || {
                 let key_id = key_id.clone();
                 let recipients = Vec::new();
-                (Kek { key_id, objects: 0, seeds: 0, objects_covered: 0, seeds_covered: 0, recipients }, BTreeMap::new())
+                (
+                    Kek { key_id, objects: 0, seeds: 0, objects_covered: 0, seeds_covered: 0, recipients },
+                    BTreeMap::new(),
+                )
             };
             let (kek, recipients) = keks.entry(key_id.clone()).or_insert_with(empty);
             kek.seeds += 1;
@@ -270,7 +273,8 @@ impl Audit {
             return fails("the KEK does not open every seed", why, "the store was changed, or needs another KEK");
         }
         if self.objects_covered < self.objects {
-            let why = format!("{} of {} objects carry no recovery blob", self.objects - self.objects_covered, self.objects);
+            let why =
+                format!("{} of {} objects carry no recovery blob", self.objects - self.objects_covered, self.objects);
             let hint = "serve a KEK whose record has recipients, and rewrite the objects: hsm-kms etcd rewrite-plan";
             return fails("a lost KEK would lose data", why, hint);
         }
@@ -300,8 +304,18 @@ impl Audit {
             }
         }
         line(format!("\n{rows}\n"));
-        line(format!("objects   {} of {}: {}", self.objects_covered, self.objects, percent(self.objects_covered, self.objects)));
-        line(format!("seeds     {} of {}: {}", self.seeds_covered, self.seeds, percent(self.seeds_covered, self.seeds)));
+        line(format!(
+            "objects   {} of {}: {}",
+            self.objects_covered,
+            self.objects,
+            percent(self.objects_covered, self.objects)
+        ));
+        line(format!(
+            "seeds     {} of {}: {}",
+            self.seeds_covered,
+            self.seeds,
+            percent(self.seeds_covered, self.seeds)
+        ));
         if let Some(opened) = &self.opened {
             line(format!("opened    {} seeds, by the KEK itself", opened.len()));
         }

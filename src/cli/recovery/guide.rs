@@ -103,7 +103,9 @@ impl Guide {
         }
         let open = (1..).zip(&self.steps).find(|(_, step)| step.state == State::Open);
         let next = match open {
-            Some((number, Step { next, .. })) => format!("Next, for step {number}: {}", next.as_deref().unwrap_or_default()),
+            Some((number, Step { next, .. })) => {
+                format!("Next, for step {number}: {}", next.as_deref().unwrap_or_default())
+            }
             None => "Recovered. Destroy what is left of the private half outside its safe.".to_owned(),
         };
         format!("{rows}\n\n{next}\n")

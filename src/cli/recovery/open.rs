@@ -38,7 +38,8 @@ pub(super) fn run(args: &OpenArgs) -> Result<(), CliError> {
     let recipient = key.recipient()?;
     let value = Sealed::find(&args.store.store(), &args.object)?;
     let refused = |why: String| {
-        let hint = "give the key that the KEK's record names, --cluster as the record has it, or another copy of the store";
+        let hint =
+            "give the key that the KEK's record names, --cluster as the record has it, or another copy of the store";
         failure(ExitCode::DoesNotHold, format!("the seed of {} does not open", args.object), why, hint)
     };
     let key_id = KeyId::parse(&value.object.key_id).ok_or_else(|| refused("hsm-kms did not seal it".to_owned()))?;

@@ -33,8 +33,9 @@ impl Plugin {
         };
         let runtime = runtime()?;
         let connected = runtime.block_on(client::connect(socket, LIMIT));
-        let mut client = connected
-            .map_err(|error| not_usable(error.last, "start `hsm-kms serve` with the KEK's record, and give its socket"))?;
+        let mut client = connected.map_err(|error| {
+            not_usable(error.last, "start `hsm-kms serve` with the KEK's record, and give its socket")
+        })?;
         let look = "look into the plugin's log; check the way to the HSM";
         let status = runtime.block_on(client.status(limited(StatusRequest {})));
         let status = status.map_err(|error| not_usable(in_words(&error), look))?.into_inner();
@@ -103,7 +104,11 @@ pub(super) fn in_words(status: &Status) -> String {
 fn is_outage(status: &Status) -> bool {
     matches!(
         status.code(),
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::ResourceExhausted | Code::FailedPrecondition
+        Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::Cancelled
+            | Code::ResourceExhausted
+            | Code::FailedPrecondition
     )
 }
 

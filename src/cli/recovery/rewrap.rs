@@ -83,7 +83,9 @@ pub(super) fn run(args: &RewrapArgs) -> Result<ExitCode, CliError> {
                 closed.push(why);
             }
             Ok(_) if !args.accept_unaudited && audit.as_ref().is_some_and(|audit| !audit.opened(&digest)) => {
-                report.refuse(refused("the audit does not know it: it was written later, or by somebody else".to_owned()));
+                report.refuse(refused(
+                    "the audit does not know it: it was written later, or by somebody else".to_owned(),
+                ));
                 unaudited += 1;
             }
             Ok(source) => drop(opened.insert(digest, Opened { key_id, seed, source, proved: 0 })),
@@ -157,7 +159,9 @@ fn lost_seeds<'a>(found: &'a Found, plugin: &mut Plugin, report: &mut Report) ->
         let announced = plugin.announced();
         let why = match found.seeds.objects {
             0 => "the store has no object under KMS v2".to_owned(),
-            objects => format!("the plugin, which announces {announced}, has each KEK of hsm-kms that its {objects} objects need"),
+            objects => format!(
+                "the plugin, which announces {announced}, has each KEK of hsm-kms that its {objects} objects need"
+            ),
         };
         let hint = "give the socket of the plugin with the new KEK, and the store that needs the lost one";
         return Err(failure(ExitCode::DoesNotHold, "no KEK is lost", why, hint));
@@ -233,12 +237,19 @@ fn none_opens(args: &RewrapArgs, recipient: &Recipient, closed: &[Closed]) -> Cl
     let fingerprint = recipient.fingerprint();
     let first = closed.first().map_or(String::new(), ToString::to_string);
     let (why, hint) = if closed.iter().all(|why| matches!(why, Closed::Uncovered)) {
-        ("they carry no recovery blob: the KEK had no recipients".to_owned(), "see docs/runbooks/lost-kek.md, first page")
+        (
+            "they carry no recovery blob: the KEK had no recipients".to_owned(),
+            "see docs/runbooks/lost-kek.md, first page",
+        )
     } else if closed.iter().all(|why| matches!(why, Closed::OtherKey(_) | Closed::Uncovered)) {
         let other = closed.iter().find(|why| matches!(why, Closed::OtherKey(_))).map_or(first, ToString::to_string);
-        (format!("this is another key, {fingerprint}: {other}"), "give the private half of one that they were sealed to")
+        (
+            format!("this is another key, {fingerprint}: {other}"),
+            "give the private half of one that they were sealed to",
+        )
     } else if closed.iter().all(|why| matches!(why, Closed::Refused(_))) {
-        let why = format!("they were sealed for another cluster than {:?}, or every blob was changed", args.cluster.as_str());
+        let why =
+            format!("they were sealed for another cluster than {:?}, or every blob was changed", args.cluster.as_str());
         (why, "give --cluster as the lost KEK's record has it")
     } else {
         (format!("the first: {first}"), "try another copy of the store")

@@ -78,7 +78,8 @@ pub(super) fn open(
     annotations: &Annotations,
 ) -> Result<Plaintext, Closed> {
     let Some(blob) = annotations.get(&recipient.fingerprint().annotation()) else {
-        let mut others: Vec<&str> = annotations.keys().filter(|name| is_annotation(name)).map(|name| short(name)).collect();
+        let mut others: Vec<&str> =
+            annotations.keys().filter(|name| is_annotation(name)).map(|name| short(name)).collect();
         others.sort_unstable();
         return Err(if others.is_empty() { Closed::Uncovered } else { Closed::OtherKey(others.join(", ")) });
     };

@@ -57,7 +57,8 @@ pub struct Key {
 
 /// The cluster on a new token.
 pub struct RestoredSite {
-    pub token: Option<TestToken>,
+    /// Kept while its plugin runs.
+    _token: Option<TestToken>,
     pub config: Config,
     plugin: Option<Plugin>,
     pub etcd: Etcd,
@@ -143,6 +144,11 @@ impl LostSite {
     pub async fn lose(mut self) -> Lost {
         let snapshot = self.etcd().snapshot(&self.directory.path().join("backup.db"));
         self.lose_token().await;
+        self.lose_rest(snapshot)
+    }
+
+    /// All but this snapshot.
+    pub fn lose_rest(mut self, snapshot: PathBuf) -> Lost {
         drop(self.etcd.take());
         let Self { token, config, directory, key, key_ids, .. } = self;
         let profile = token.profile;
@@ -177,7 +183,7 @@ impl Lost {
         config.value["kek"] = self.config.value["kek"].clone();
         let etcd = Etcd::restored(directory.path(), &self.snapshot);
         let plugin = Some(Plugin::start(&config).healthy().await);
-        RestoredSite { token: None, config, plugin, etcd, record: PathBuf::new(), directory }
+        RestoredSite { _token: None, config, plugin, etcd, record: PathBuf::new(), directory }
     }
 }
 
@@ -190,7 +196,7 @@ impl RestoredSite {
         config.value["endpoints"] = json!(directory.path().join("endpoints.sock"));
         let etcd = Etcd::restored(directory.path(), &lost.snapshot);
         let plugin = Some(Plugin::start(&config).healthy().await);
-        Self { token: Some(token), config, plugin, etcd, record, directory }
+        Self { _token: Some(token), config, plugin, etcd, record, directory }
     }
 
     pub fn plugin(&self) -> &Plugin {

@@ -60,7 +60,8 @@ impl Facts {
     pub(super) fn gather(args: &GuideArgs) -> Result<Self, CliError> {
         let (backup, keys) = read(&Store::Snapshot(args.snapshot.clone()), &args.prefix)?;
         let record = args.record.as_deref().map(|path| KekRecord::read(path).map_err(|error| error.to_string()));
-        let key = args.key.as_deref().map(|path| fit(path, &backup.seeds, record.as_ref().and_then(|it| it.as_ref().ok())));
+        let key =
+            args.key.as_deref().map(|path| fit(path, &backup.seeds, record.as_ref().and_then(|it| it.as_ref().ok())));
         let table = args.table.as_deref().map(|path| RewrapTable::read(path).map_err(|error| error.to_string()));
         let mut plugin = args.socket.as_deref().map(|socket| Plugin::connect(socket).map_err(|error| error.why));
         let mut keks = Keks::default();
@@ -156,9 +157,8 @@ fn fit(path: &Path, seeds: &Seeds, record: Option<&KekRecord>) -> Result<Fit, St
     let sealed: Vec<&SealedSeed> =
         seeds.found.values().filter(|seed| seed.annotations.contains_key(&annotation)).collect();
     let opens = |seed: &&&SealedSeed, record: &KekRecord| {
-        KeyId::parse(&seed.key_id).is_some_and(|key_id| {
-            sealed::open(&key, &recipient, &record.cluster, &key_id, &seed.annotations).is_ok()
-        })
+        KeyId::parse(&seed.key_id)
+            .is_some_and(|key_id| sealed::open(&key, &recipient, &record.cluster, &key_id, &seed.annotations).is_ok())
     };
     let opened = record.map(|record| sealed.iter().filter(|seed| opens(seed, record)).count());
     Ok(Fit { fingerprint: recipient.fingerprint().to_string(), seeds: sealed.len(), opened })

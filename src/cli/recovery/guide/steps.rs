@@ -40,7 +40,8 @@ fn backup(args: &GuideArgs, facts: &Facts) -> Step {
         let next = "try another copy of the backup. If there is none, go on with what is readable:";
         return done_if(args.partial, name, found, || again(args, next, "--partial"));
     }
-    let found = format!("{} objects under {} seeds, revision {}", seeds.objects, seeds.found.len(), facts.backup.revision);
+    let found =
+        format!("{} objects under {} seeds, revision {}", seeds.objects, seeds.found.len(), facts.backup.revision);
     done_if(seeds.objects > 0, name, found, || "the backup has no object under KMS v2: check --prefix".to_owned())
 }
 
@@ -50,20 +51,33 @@ fn covered(args: &GuideArgs, facts: &Facts) -> Step {
     let recipients: Vec<&str> = audit.recipients().into_iter().collect();
     let found = format!("{covered} of {objects} objects, {}, to {}", percent(covered, objects), recipients.join(", "));
     let snapshot = args.snapshot.display();
-    done_if(covered > 0 && (covered == objects || args.partial), "its seeds are sealed to a recovery key", found, || {
-        format!(
-            "see what is not covered, and read docs/runbooks/lost-kek.md; go on for the rest with --partial:\n  \
+    done_if(
+        covered > 0 && (covered == objects || args.partial),
+        "its seeds are sealed to a recovery key",
+        found,
+        || {
+            format!(
+                "see what is not covered, and read docs/runbooks/lost-kek.md; go on for the rest with --partial:\n  \
              hsm-kms recovery audit --snapshot {snapshot}"
-        )
-    })
+            )
+        },
+    )
 }
 
 fn key(args: &GuideArgs, facts: &Facts) -> Step {
     let name = "the private half fits";
     match &facts.key {
-        None if is_table_whole(args, facts) || facts.is_rewritten() => done(name, "not given, and no longer needed".to_owned()),
-        None => open(name, NOT_GIVEN.to_owned(), again(args, "bring the private half (hsm-kms recovery combine):", "--key FILE")),
-        Some(Err(why)) => open(name, why.clone(), again(args, "give the file that recovery keygen or combine wrote:", "")),
+        None if is_table_whole(args, facts) || facts.is_rewritten() => {
+            done(name, "not given, and no longer needed".to_owned())
+        }
+        None => open(
+            name,
+            NOT_GIVEN.to_owned(),
+            again(args, "bring the private half (hsm-kms recovery combine):", "--key FILE"),
+        ),
+        Some(Err(why)) => {
+            open(name, why.clone(), again(args, "give the file that recovery keygen or combine wrote:", ""))
+        }
         Some(Ok(Fit { fingerprint, seeds: 0, .. })) => {
             let found = format!("no seed is sealed to {fingerprint}");
             open(name, found, again(args, "bring the private half of a recipient that step 2 names:", ""))
@@ -75,7 +89,8 @@ fn key(args: &GuideArgs, facts: &Facts) -> Step {
             let found = format!("it opens {opened} of {seeds} seeds");
             let is_enough = opened == seeds || args.partial && *opened > 0;
             done_if(is_enough, name, found, || {
-                "the record of the new KEK must name the cluster of the lost one; else try another copy of the backup".to_owned()
+                "the record of the new KEK must name the cluster of the lost one; else try another copy of the backup"
+                    .to_owned()
             })
         }
     }
@@ -88,7 +103,9 @@ fn kek(args: &GuideArgs, facts: &Facts) -> Step {
             let next = "hold a ceremony on the new HSM, with the same cluster and a recipient, and give its record:";
             return open(name, "no record given yet".to_owned(), again(args, next, "--record FILE"));
         }
-        Some(Err(why)) => return open(name, why.clone(), "give the kek-record.json that the ceremony wrote".to_owned()),
+        Some(Err(why)) => {
+            return open(name, why.clone(), "give the kek-record.json that the ceremony wrote".to_owned());
+        }
         Some(Ok(record)) => record,
     };
     let announced = match &facts.plugin {
@@ -96,7 +113,9 @@ fn kek(args: &GuideArgs, facts: &Facts) -> Step {
             let next = "serve it (hsm-kms serve --config FILE), and give the socket:";
             return open(name, "no socket given yet".to_owned(), again(args, next, "--socket PATH"));
         }
-        Some(Err(why)) => return open(name, why.clone(), "look into the plugin's log: journalctl -u hsm-kms".to_owned()),
+        Some(Err(why)) => {
+            return open(name, why.clone(), "look into the plugin's log: journalctl -u hsm-kms".to_owned());
+        }
         Some(Ok(announced)) => announced,
     };
     let is_of_record = (1..=MOST_EPOCHS).any(|epoch| record.key_id(epoch) == *announced);
@@ -176,16 +195,20 @@ fn restored(args: &GuideArgs, facts: &Facts) -> Step {
             );
             return open(name, "no endpoint given yet".to_owned(), again(args, &next, "--endpoint URL"));
         }
-        Some(Err(why)) => return open(name, why.clone(), "start etcd, and check the endpoint and its certificates".to_owned()),
+        Some(Err(why)) => {
+            return open(name, why.clone(), "start etcd, and check the endpoint and its certificates".to_owned());
+        }
         Some(Ok(live)) => live,
     };
     let Live { found, present, .. } = live;
     let all = facts.backup.seeds.objects;
     let text = format!("{present} of the backup's {all} objects are there, {} in all", found.seeds.objects);
     // Once objects were rewritten the cluster lives, and deletes some.
-    let is_alive = facts.plugin.as_ref().and_then(|plugin| plugin.as_ref().ok()).is_some_and(|announced| {
-        found.seeds.found.values().any(|seed| seed.key_id == announced.as_str())
-    });
+    let is_alive = facts
+        .plugin
+        .as_ref()
+        .and_then(|plugin| plugin.as_ref().ok())
+        .is_some_and(|announced| found.seeds.found.values().any(|seed| seed.key_id == announced.as_str()));
     done_if(*present == all || *present > 0 && is_alive, name, text, || {
         "it is not what this backup holds: restore this one, or give the backup that was restored".to_owned()
     })
@@ -207,10 +230,17 @@ fn dropped(args: &GuideArgs, facts: &Facts) -> Step {
     let name = "the table is dropped";
     let (served, _) = &facts.served;
     if !facts.is_rewritten() {
-        return open(name, "it is needed until everything is rewritten".to_owned(), "rewrite everything first".to_owned());
+        return open(
+            name,
+            "it is needed until everything is rewritten".to_owned(),
+            "rewrite everything first".to_owned(),
+        );
     }
     done_if(*served == 0, name, format!("the plugin opens {served} lost seeds"), || {
-        let kept = args.table.as_deref().map_or(String::new(), |table| format!(" Keep {} beside the backup.", table.display()));
+        let kept = args
+            .table
+            .as_deref()
+            .map_or(String::new(), |table| format!(" Keep {} beside the backup.", table.display()));
         format!(
             "take the line rewrap_table out of the plugin's configuration on each node, and restart it.{kept}\n  \
              systemctl restart hsm-kms"
@@ -234,7 +264,9 @@ fn safe_again(args: &GuideArgs, facts: &Facts) -> Step {
 
 /// The command that makes the table.
 fn rewrap(args: &GuideArgs, facts: &Facts) -> String {
-    let text = |path: &Option<std::path::PathBuf>, or: &str| path.as_ref().map_or(or.to_owned(), |path| path.display().to_string());
+    let text = |path: &Option<std::path::PathBuf>, or: &str| {
+        path.as_ref().map_or(or.to_owned(), |path| path.display().to_string())
+    };
     let cluster = match &facts.record {
         Some(Ok(record)) => record.cluster.to_string(),
         _ => "NAME".to_owned(),
@@ -253,7 +285,9 @@ fn rewrap(args: &GuideArgs, facts: &Facts) -> String {
 /// This command once more, with a further argument.
 fn again(args: &GuideArgs, why: &str, more: &str) -> String {
     let mut command = format!("hsm-kms recovery guide --snapshot {}", args.snapshot.display());
-    for (flag, value) in [("--key", &args.key), ("--record", &args.record), ("--socket", &args.socket), ("--table", &args.table)] {
+    for (flag, value) in
+        [("--key", &args.key), ("--record", &args.record), ("--socket", &args.socket), ("--table", &args.table)]
+    {
         if let Some(value) = value
             && !more.starts_with(flag)
         {

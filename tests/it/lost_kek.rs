@@ -1,5 +1,6 @@
 //! A lost KEK loses no data: the token is destroyed, and every object comes back, from a clone or by a recovery key.
 
+mod demo;
 mod guide;
 mod refusals;
 mod site;

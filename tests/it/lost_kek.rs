@@ -8,12 +8,14 @@ mod sizes;
 
 use std::time::{Duration, Instant};
 
-use self::site::{LostSite, OBJECTS, RestoredSite, report};
+use self::site::{FOLDER, LostSite, OBJECTS, RestoredSite, report, start};
+use crate::api_server_stack::plaintext_of;
+use crate::emulator::Fault;
 use crate::harness::TestToken;
 use crate::parts::record_run;
 
 /// What the machine may need of the time of a recovery; the rest is people's.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// The whole way: nothing is left but a backup of etcd, the recovery key and a new HSM.
 #[tokio::test]
@@ -81,6 +83,30 @@ async fn every_object_comes_back_from_a_clone() {
     assert_eq!(site.read(OBJECTS).await, 0);
     println!("{OBJECTS} of {OBJECTS} objects came back from a clone in {:.1} s", began.elapsed().as_secs_f64());
     assert!(began.elapsed() < LIMIT);
+}
+
+/// The first hour without any backup: what an API server holds that was running at the loss.
+#[tokio::test]
+async fn a_running_api_server_still_opens_what_it_has_opened() {
+    const FEW: usize = 80;
+    let mut site = LostSite::new(TestToken::new(), FEW).await;
+    let (mut warm, mut cold) = (start(site.plugin()).await, start(site.plugin()).await);
+    let entries = site.etcd().list(FOLDER);
+    for entry in &entries {
+        warm.read(&entry.key, &entry.value).await.unwrap();
+    }
+    site.lose_token().await;
+    assert!(warm.write(&entries[0].key, b"k8s\0").is_ok());
+    for server in [&mut warm, &mut cold] {
+        server.advance(Duration::from_mins(4)).await;
+        assert!(matches!(server.write(&entries[0].key, b"k8s\0"), Err(Fault::Expired(_))), "no writes after 3 minutes");
+    }
+    for (number, entry) in entries.iter().enumerate() {
+        let read = warm.read(&entry.key, &entry.value).await.unwrap();
+        assert_eq!(read.plaintext, plaintext_of(&number.to_string()));
+        let read = cold.read(&entry.key, &entry.value).await;
+        assert!(matches!(read, Err(Fault::Decrypt(_))), "a seed that it never opened");
+    }
 }
 
 /// Yubico's driver on the simulated device: lost, and another one in its place.

@@ -350,7 +350,7 @@ fn short(key_id: &KeyId) -> String {
 
 /// Rounded down: 100 % is all.
 pub(super) fn percent(part: u64, whole: u64) -> String {
-    let tenths = if whole == 0 { 1000 } else { part.saturating_mul(1000) / whole };
+    let tenths = part.saturating_mul(1000).checked_div(whole).unwrap_or(1000);
     format!("{}.{} %", tenths / 10, tenths % 10)
 }
 

@@ -68,7 +68,7 @@ struct Guide {
 /// One step.
 #[derive(Serialize)]
 struct Step {
-    step: &'static str,
+    name: &'static str,
     state: State,
     /// What was found.
     found: String,
@@ -99,7 +99,7 @@ impl Guide {
         let mut rows = table::table(&["step", "state", "what was found"], 9);
         for (number, step) in (1..).zip(&self.steps) {
             let state = if step.state == State::Done { "done" } else { "OPEN" };
-            rows.add_row([format!("{number}. {}", step.step), state.to_owned(), step.found.clone()]);
+            rows.add_row([format!("{number}. {}", step.name), state.to_owned(), step.found.clone()]);
         }
         let open = (1..).zip(&self.steps).find(|(_, step)| step.state == State::Open);
         let next = match open {

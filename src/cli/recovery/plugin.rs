@@ -1,5 +1,6 @@
 //! A running plugin, asked for what the API server would ask it.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub(super) struct Plugin {
     client: Client,
     socket: PathBuf,
     announced: KeyId,
+    /// What it was asked before: whether it lacks the KEK.
+    lacks: HashMap<String, bool>,
 }
 
 impl Plugin {
@@ -44,7 +47,7 @@ impl Plugin {
         }
         let announced = KeyId::parse(&status.key_id)
             .ok_or_else(|| not_usable("it announces no key_id of hsm-kms".to_owned(), "give the socket of hsm-kms"))?;
-        Ok(Self { runtime, client, socket: socket.to_owned(), announced })
+        Ok(Self { runtime, client, socket: socket.to_owned(), announced, lacks: HashMap::new() })
     }
 
     /// The key_id that it seals with.
@@ -52,13 +55,16 @@ impl Plugin {
         &self.announced
     }
 
-    /// Whether it has the KEK with this key_id, a rewrap table aside: no HSM is asked.
-    pub(super) fn has(&mut self, key_id: &KeyId) -> Result<bool, CliError> {
-        // No sealed blob: who has the KEK says so, who has not says that.
-        match self.decrypt(&[0], key_id.as_str(), &Annotations::new())? {
-            Ok(_) => Ok(true),
-            Err(status) => Ok(status.code() != Code::NotFound),
+    /// Whether this is a KEK of hsm-kms that it does not have, a rewrap table aside. No HSM is asked.
+    pub(super) fn lacks(&mut self, key_id: &str) -> Result<bool, CliError> {
+        if let Some(known) = self.lacks.get(key_id) {
+            return Ok(*known);
         }
+        // No sealed blob: who has the KEK says so, who has not says that.
+        let lacks = KeyId::parse(key_id).is_some()
+            && self.decrypt(&[0], key_id, &Annotations::new())?.is_err_and(|status| status.code() == Code::NotFound);
+        self.lacks.insert(key_id.to_owned(), lacks);
+        Ok(lacks)
     }
 
     /// Opens a sealed seed. The outer error: the plugin or its HSM cannot be reached.

@@ -2,12 +2,12 @@
 
 mod report;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
 
-use self::report::{Lost, Refused, Report};
+use self::report::{Refused, Report};
 use super::audit::Audit;
 use super::plugin::Plugin;
 use super::private_key::PrivateKeyArgs;
@@ -130,29 +130,17 @@ type Seed<'a> = ([u8; 32], KeyId, &'a SealedSeed);
 
 /// The seeds of KEKs that the plugin does not have.
 fn lost_seeds<'a>(found: &'a Found, plugin: &mut Plugin, report: &mut Report) -> Result<Vec<Seed<'a>>, CliError> {
-    let mut is_lost: HashMap<&str, Option<KeyId>> = HashMap::new();
     let mut seeds = Vec::new();
     for (digest, seed) in &found.seeds.found {
-        let key_id = match is_lost.get(seed.key_id.as_str()) {
-            Some(known) => known.clone(),
-            None => {
-                let key_id = KeyId::parse(&seed.key_id);
-                let lost = match key_id {
-                    Some(key_id) => (!plugin.has(&key_id)?).then_some(key_id),
-                    None => None,
-                };
-                is_lost.insert(&seed.key_id, lost.clone());
-                lost
-            }
-        };
-        match key_id {
-            Some(key_id) => {
-                let lost = report.lost.entry(key_id.clone()).or_insert_with(Lost::default);
-                lost.seeds += 1;
-                lost.objects += seed.objects;
-                seeds.push((*digest, key_id, seed));
-            }
-            None => report.other_objects += seed.objects,
+        if let Some(key_id) = KeyId::parse(&seed.key_id)
+            && plugin.lacks(&seed.key_id)?
+        {
+            let lost = report.lost.entry(key_id.clone()).or_default();
+            lost.seeds += 1;
+            lost.objects += seed.objects;
+            seeds.push((*digest, key_id, seed));
+        } else {
+            report.other_objects += seed.objects;
         }
     }
     if seeds.is_empty() {
@@ -166,7 +154,7 @@ fn lost_seeds<'a>(found: &'a Found, plugin: &mut Plugin, report: &mut Report) ->
         let hint = "give the socket of the plugin with the new KEK, and the store that needs the lost one";
         return Err(failure(ExitCode::DoesNotHold, "no KEK is lost", why, hint));
     }
-    seeds.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+    seeds.sort_unstable_by_key(|(digest, _, _)| *digest);
     Ok(seeds)
 }
 

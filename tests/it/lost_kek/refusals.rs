@@ -154,8 +154,7 @@ async fn blobs_that_were_swapped_altered_or_taken_away_are_named() {
 async fn a_damaged_backup_makes_a_table_only_on_purpose() {
     let (lost, site) = lost_and_restored().await;
     let mut bytes = fs::read(&lost.snapshot).unwrap();
-    let last = bytes.len() - 1;
-    bytes[last] ^= 1;
+    *bytes.last_mut().unwrap() ^= 1;
     let damaged = site.place("damaged.db");
     fs::write(&damaged, bytes).unwrap();
     let source = ["--snapshot", &*damaged];

@@ -1,6 +1,6 @@
 //! What can be found out from what the operator has so far.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 
 use prost::bytes::Bytes;
@@ -58,18 +58,17 @@ pub(super) struct Live {
 impl Facts {
     /// The error: the backup cannot be read at all.
     pub(super) fn gather(args: &GuideArgs) -> Result<Self, CliError> {
-        let (backup, keys) = read(&Store::Snapshot(args.snapshot.clone()), &args.prefix)?;
+        let (backup, backed_up) = read(&Store::Snapshot(args.snapshot.clone()), &args.prefix)?;
         let record = args.record.as_deref().map(|path| KekRecord::read(path).map_err(|error| error.to_string()));
         let key =
             args.key.as_deref().map(|path| fit(path, &backup.seeds, record.as_ref().and_then(|it| it.as_ref().ok())));
         let table = args.table.as_deref().map(|path| RewrapTable::read(path).map_err(|error| error.to_string()));
         let mut plugin = args.socket.as_deref().map(|socket| Plugin::connect(socket).map_err(|error| error.why));
-        let mut keks = Keks::default();
         let mut lost = HashSet::new();
         let mut served = (0, None);
         for (digest, seed) in &backup.seeds.found {
             let mut connected = plugin.as_mut().and_then(|plugin| plugin.as_mut().ok());
-            if keks.is_lost(&seed.key_id, connected.as_deref_mut())? {
+            if is_lost(&seed.key_id, connected.as_deref_mut())? {
                 lost.insert(*digest);
                 if let Some(plugin) = connected {
                     match plugin.decrypt(&seed.ciphertext, &seed.key_id, &seed.annotations)? {
@@ -80,12 +79,12 @@ impl Facts {
             }
         }
         let live = target(args).map(|target| {
-            let (found, live_keys) = read(&Store::Live(target), &args.prefix).map_err(|error| error.why)?;
-            let present = keys.intersection(&live_keys).count() as u64;
+            let (found, running) = read(&Store::Live(target), &args.prefix).map_err(|error| error.why)?;
+            let present = backed_up.intersection(&running).count() as u64;
             let mut need_lost = 0;
             for seed in found.seeds.found.values() {
                 let connected = plugin.as_mut().and_then(|plugin| plugin.as_mut().ok());
-                let is_lost = keks.is_lost(&seed.key_id, connected).map_err(|error| error.why)?;
+                let is_lost = is_lost(&seed.key_id, connected).map_err(|error| error.why)?;
                 need_lost += if is_lost { seed.objects } else { 0 };
             }
             Ok(Live { found, present, need_lost })
@@ -102,23 +101,11 @@ impl Facts {
     }
 }
 
-/// Which KEKs are lost, each asked for once.
-#[derive(Default)]
-struct Keks(HashMap<String, bool>);
-
-impl Keks {
-    /// Without a plugin every KEK of hsm-kms counts as lost.
-    fn is_lost(&mut self, key_id: &str, plugin: Option<&mut Plugin>) -> Result<bool, CliError> {
-        if let Some(known) = self.0.get(key_id) {
-            return Ok(*known);
-        }
-        let is_lost = match (KeyId::parse(key_id), plugin) {
-            (Some(key_id), Some(plugin)) => !plugin.has(&key_id)?,
-            (Some(_), None) => true,
-            (None, _) => false,
-        };
-        self.0.insert(key_id.to_owned(), is_lost);
-        Ok(is_lost)
+/// Without a plugin every KEK of hsm-kms counts as lost.
+fn is_lost(key_id: &str, plugin: Option<&mut Plugin>) -> Result<bool, CliError> {
+    match plugin {
+        Some(plugin) => plugin.lacks(key_id),
+        None => Ok(KeyId::parse(key_id).is_some()),
     }
 }
 

@@ -256,7 +256,7 @@ fn safe_again(args: &GuideArgs, facts: &Facts) -> Step {
         record.map(|record| record.recipients.iter().map(|recipient| recipient.fingerprint().annotation()).collect());
     let (covered, objects) = Audit::of(&live.found, expected.as_ref()).objects();
     let found = format!("{covered} of {objects} objects are sealed to a recipient of the record");
-    done_if(expected.is_some() && covered == objects && objects > 0, name, found, || {
+    done_if(facts.is_rewritten() && expected.is_some() && covered == objects, name, found, || {
         let endpoint = args.endpoint.as_deref().unwrap_or("URL");
         format!("see which are not, and rewrite them:\n  hsm-kms recovery audit --endpoint {endpoint} --record FILE")
     })
@@ -300,14 +300,14 @@ fn again(args: &GuideArgs, why: &str, more: &str) -> String {
     format!("{why}\n  {command}")
 }
 
-fn done(step: &'static str, found: String) -> Step {
-    Step { step, state: State::Done, found, next: None }
+fn done(name: &'static str, found: String) -> Step {
+    Step { name, state: State::Done, found, next: None }
 }
 
-fn open(step: &'static str, found: String, next: String) -> Step {
-    Step { step, state: State::Open, found, next: Some(next) }
+fn open(name: &'static str, found: String, next: String) -> Step {
+    Step { name, state: State::Open, found, next: Some(next) }
 }
 
-fn done_if(is_done: bool, step: &'static str, found: String, next: impl FnOnce() -> String) -> Step {
-    if is_done { done(step, found) } else { open(step, found, next()) }
+fn done_if(is_done: bool, name: &'static str, found: String, next: impl FnOnce() -> String) -> Step {
+    if is_done { done(name, found) } else { open(name, found, next()) }
 }

@@ -136,10 +136,11 @@ impl Report {
         line(format!("store     {}", table::source(&self.source)));
         line(format!("opened by {}", self.recipient));
         line(format!("new KEK   {}", self.sealed_with));
-        let mut rows = table::table(&["lost KEK", "seeds", "opened", "objects", "opened"], 1);
+        let mut rows = table::table(&["lost KEK", "seeds opened", "objects opened"], 1);
         for (key_id, lost) in &self.lost {
-            let numbers = [lost.seeds, lost.seeds_opened, lost.objects, lost.objects_opened];
-            rows.add_row(std::iter::once(key_id.to_string()).chain(numbers.map(|number| number.to_string())));
+            let of = |part: u64, whole: u64| format!("{part} of {whole}");
+            let seeds = of(lost.seeds_opened, lost.seeds);
+            rows.add_row([key_id.to_string(), seeds, of(lost.objects_opened, lost.objects)]);
         }
         line(format!("\n{rows}\n"));
         if self.other_objects > 0 {

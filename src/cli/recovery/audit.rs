@@ -21,7 +21,7 @@ use crate::record::{KekRecord, Sha256Digest, UtcTime};
 use crate::recovery::{RecoveryBlob, is_annotation};
 use crate::strict::{self, FileError};
 
-/// Count which share of objects and seeds a recovery key would open; nothing is decrypted without --socket
+/// Count which share of objects and seeds a recovery key would open; nothing is decrypted unless a socket is given
 #[derive(Args, Debug)]
 pub(super) struct AuditArgs {
     #[command(flatten)]

@@ -25,7 +25,7 @@ pub(super) struct RecoveryArgs {
 
 #[derive(Debug, Subcommand)]
 enum RecoveryCommand {
-    /// Count which share of objects and seeds a recovery key would open; nothing is decrypted without --socket
+    /// Count which share of objects and seeds a recovery key would open; nothing is decrypted unless a socket is given
     Audit(audit::AuditArgs),
     /// Walk through the recovery of a cluster: what is done, what was found, and the next command
     Guide(guide::GuideArgs),

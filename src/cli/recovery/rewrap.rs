@@ -104,7 +104,7 @@ pub(super) fn run(args: &RewrapArgs) -> Result<ExitCode, CliError> {
     });
     report.count(&opened);
     let is_whole = report.is_whole();
-    if is_whole || args.partial {
+    if !opened.is_empty() && (is_whole || args.partial) {
         let table = seal(&mut plugin, &opened, &report, &found, is_whole)?;
         let text = table.to_json();
         file::write_new(&args.table, 0o644, text.as_bytes())?;

@@ -150,6 +150,44 @@ async fn blobs_that_were_swapped_altered_or_taken_away_are_named() {
     assert!(text_of(&moved.stdout).contains("does not open: /registry/secrets/default/moved"), "{moved:?}");
 }
 
+/// What the audit counts: well-formed blobs to the recipients of the record.
+#[tokio::test]
+async fn an_audit_counts_what_a_key_would_open() {
+    let site = LostSite::new(TestToken::new(), OBJECTS).await;
+    let record = text(&site.directory.path().join("kek-1.json"));
+    let all = report(&site.audit(&["--record", &record, "--json"]));
+    assert_eq!(
+        (&all["objects_covered"], &all["keks"][0]["recipients"][0]["seeds"]),
+        (&OBJECTS.into(), &4.into()),
+        "{all}"
+    );
+
+    // Nothing is sealed to another record's recipient.
+    let other = Key::make(site.directory.path(), "other");
+    let token = TestToken::new();
+    let foreign = text(&make_kek(&token.section(), "kek-4", &other, token.directory()));
+    refused(&site.audit(&["--record", &foreign]), 1, "80 of 80 objects carry no recovery blob");
+
+    // One seed's blob is cut; objects of another plugin do not count.
+    let first = parse(&site.etcd().list(FOLDER)[0].value);
+    change(site.etcd(), |_, object| {
+        if object.encrypted_dek_source == first.encrypted_dek_source {
+            object.annotations.values_mut().for_each(|value| *value = value.slice(..700));
+        }
+    });
+    let mut others = first.clone();
+    others.key_id = "of-another-plugin".to_owned();
+    site.etcd().put(&format!("{FOLDER}other"), &write(&others));
+    let cut = site.audit(&["--json"]);
+    refused(&cut, 1, "10 of 80 objects carry no recovery blob");
+    refused(&cut, 1, "a recovery blob of 700 bytes, which its scheme does not make");
+    let cut: Value = serde_json::from_slice(&cut.stdout).unwrap();
+    assert_eq!((&cut["objects_covered"], &cut["other_objects"]), (&70.into(), &1.into()), "{cut}");
+    let shown = text_of(&site.audit(&[]).stdout);
+    assert!(shown.contains("objects   70 of 80: 87.5 %") && shown.contains("NONE"), "{shown}");
+    assert!(shown.lines().filter(|line| line.starts_with('|')).all(|line| line.chars().count() <= 80), "{shown}");
+}
+
 #[tokio::test]
 async fn a_damaged_backup_makes_a_table_only_on_purpose() {
     let (lost, site) = lost_and_restored().await;

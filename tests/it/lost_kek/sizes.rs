@@ -21,7 +21,7 @@ fn rsa(scheme: Scheme) -> Recipient {
 }
 
 #[test]
-fn each_scheme_costs_what_the_documents_say() {
+fn each_scheme_costs_so_many_bytes_in_every_object() {
     let key_id = KeyId::derive("prod", &[7; 16], "00112233445566778899aabbccddeeff", 1);
     let object = |recipient: Option<&Recipient>| {
         let sealed = |recipient: &Recipient| {

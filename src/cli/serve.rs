@@ -19,7 +19,7 @@ use tonic::transport::Server;
 use super::{CliError, endpoints};
 use crate::config::Config;
 use crate::exit::ExitCode;
-use crate::keyring::{Current, Kek, Keyring, KeyringFile};
+use crate::keyring::{Current, Kek, Keyring, KeyringFile, RewrapTable};
 use crate::kms::connection::Connection;
 use crate::kms::proto::key_management_service_server::KeyManagementServiceServer;
 use crate::kms::service::{MAX_MESSAGE_BYTES, Service};
@@ -66,16 +66,22 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
         }
     }
     let (keks, file) = keks::load(&config)?;
+    let rewrapped = keks::rewrap_table(&config, &keks)?;
 
     // One thread: everything in this process waits, nothing computes; a second one would cost a wake-up per request.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system_error)?;
-    let served = runtime.block_on(serve(config, keks, file));
+    let served = runtime.block_on(serve(config, keks, file, rewrapped));
     // The worker ends with its control socket; nothing here is worth waiting for.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(config: Config, keks: Vec<Kek>, file: Option<KeyringFile>) -> Result<(), CliError> {
+async fn serve(
+    config: Config,
+    keks: Vec<Kek>,
+    file: Option<KeyringFile>,
+    rewrapped: Option<RewrapTable>,
+) -> Result<(), CliError> {
     // First of all: until they are caught, these signals end the process and leave the socket behind.
     let mut terminate = signal(SignalKind::terminate()).map_err(system_error)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system_error)?;
@@ -126,9 +132,8 @@ async fn serve(config: Config, keks: Vec<Kek>, file: Option<KeyringFile>) -> Res
         None => Current::fixed(keyring),
     });
     let endpoints = bound.map(|bound| bound.serve(Arc::clone(&current), &config)).transpose()?;
-    let service =
-        KeyManagementServiceServer::new(Service::new(Arc::clone(&current), config.health, config.limits.deadline))
-            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let service = Service::new(Arc::clone(&current), config.health, config.limits.deadline, rewrapped);
+    let service = KeyManagementServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES);
     tokio::spawn(follow::run(config, file, Arc::clone(&current), hangup));
     let (stop, stopped) = tokio::sync::watch::channel(());
     let mut serving = tokio::spawn({

@@ -71,6 +71,7 @@ struct FileKek {
     accept_data_loss: bool,
     #[serde(default)]
     recovery_drill: Option<AbsolutePath>,
+    rewrap_table: Option<AbsolutePath>,
 }
 
 #[derive(Deserialize)]
@@ -114,7 +115,9 @@ impl File {
     pub(super) fn check(self, profile: Profile, standby_profiles: Vec<Profile>) -> Result<Config, Fault> {
         let Self { _version: _, cluster, socket, token, standby, kek, health, endpoints, limits, log } = self;
         let FileSocket { path, mode } = socket;
-        let FileKek { keyring, record, allow_trial, accept_data_loss, recovery_drill } = kek;
+        let FileKek { keyring, record, allow_trial, accept_data_loss, recovery_drill, rewrap_table } = kek;
+        let recovery_drill = recovery_drill.map(|AbsolutePath(path)| path);
+        let rewrap_table = rewrap_table.map(|AbsolutePath(path)| path);
         let source = match (keyring, record) {
             (Some(AbsolutePath(path)), None) => KekSource::Keyring(path),
             (None, Some(AbsolutePath(path))) => KekSource::Record(path),
@@ -150,7 +153,7 @@ impl File {
             standby,
             health,
             endpoints,
-            kek: Kek { source, allow_trial, accept_data_loss, recovery_drill: recovery_drill.map(|path| path.0) },
+            kek: Kek { source, allow_trial, accept_data_loss, recovery_drill, rewrap_table },
             limits: Limits {
                 queue: small(queue),
                 sessions: small(sessions),

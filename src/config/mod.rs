@@ -81,6 +81,8 @@ pub struct Kek {
     pub accept_data_loss: bool,
     /// The report on the last drill of a recovery key, absolute: it is read at the start, and for each answer of `/metrics`.
     pub recovery_drill: Option<PathBuf>,
+    /// Where the seeds of lost KEKs are. An absolute path.
+    pub rewrap_table: Option<PathBuf>,
 }
 
 /// Where it is said which key is the KEK. Absolute paths.

@@ -7,6 +7,7 @@ pub mod inventory;
 pub mod need;
 pub mod open;
 pub mod resource;
+pub mod seeds;
 pub mod snapshot;
 pub mod value;
 

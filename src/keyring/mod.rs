@@ -6,6 +6,7 @@ mod current;
 mod file;
 mod history;
 mod report;
+mod rewrap_table;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -18,6 +19,7 @@ pub use self::current::{Current, LINGER};
 pub use self::file::{ChangeError, KeyringFile, Lock, folder};
 pub use self::history::{Change, Entry, Event, Operator, RecordPath, Refusal, State};
 pub use self::report::{NodeKek, NodeReport, NodeVerdict, Place};
+pub use self::rewrap_table::{Origin, RewrapError, RewrapTable, RewrappedSeed};
 pub use self::wire::{wire_kek, wire_sealing};
 use crate::envelope::{Annotations, Blob, BlobError, Context};
 use crate::key_id::KeyId;
@@ -115,9 +117,8 @@ impl Keyring {
     pub fn new(cluster: &str, keks: Vec<Kek>, tokens: Tokens) -> Result<Self, KeyringError> {
         let (mut opens, mut active, mut epoch) = (BTreeMap::new(), None, 0);
         for (index, kek) in (0..).zip(&keks) {
-            // One more than it has had: another node may activate it before this one hears of it.
-            for epoch in FIRST_EPOCH..=kek.activations.saturating_add(1) {
-                if opens.insert(kek.record.key_id(epoch), index).is_some() {
+            for key_id in kek.opens() {
+                if opens.insert(key_id, index).is_some() {
                     return Err(KeyringError::Twice(kek.record.kek.label.clone()));
                 }
             }
@@ -188,6 +189,11 @@ impl Kek {
     /// The `key_id`s of all its activations so far.
     pub fn key_ids(&self) -> impl Iterator<Item = KeyId> {
         (FIRST_EPOCH..=self.activations).map(|epoch| self.record.key_id(epoch))
+    }
+
+    /// The `key_id`s that it opens. One more than it has had: another node may activate it before this one hears of it.
+    pub fn opens(&self) -> impl Iterator<Item = KeyId> {
+        (FIRST_EPOCH..=self.activations.saturating_add(1)).map(|epoch| self.record.key_id(epoch))
     }
 }
 

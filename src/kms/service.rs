@@ -17,7 +17,7 @@ use super::status::{self, HealthPolicy};
 use crate::class::Class;
 use crate::envelope::{MAX_PLAINTEXT_BYTES, annotations};
 use crate::key_id::{self, KeyId};
-use crate::keyring::{Current, HandleError, Keyring};
+use crate::keyring::{Current, HandleError, Keyring, RewrapError, RewrapTable};
 use crate::observe::metrics::METRICS;
 use crate::recovery::SealError;
 use crate::secret::Plaintext;
@@ -30,6 +30,8 @@ pub struct Service {
     /// Longest time for one RPC, whatever the caller allows.
     deadline: Duration,
     seals: Seals,
+    /// The seeds of KEKs that were lost.
+    rewrapped: Option<RewrapTable>,
 }
 
 /// Largest request message, in bytes. The API server sends less than 34 KiB (1 KiB of key_id and ciphertext each, 32 KiB of
@@ -37,20 +39,30 @@ pub struct Service {
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 
 impl Service {
-    /// Serves what `keyring` is at the time; each RPC is answered within `deadline`.
-    pub fn new(keyring: Arc<Current>, health: HealthPolicy, deadline: Duration) -> Self {
-        Self { keyring, health, deadline, seals: Seals::default() }
+    /// Serves what `keyring` is at the time; each RPC is answered within `deadline`. What lost KEKs sealed is opened through `rewrapped`.
+    pub fn new(
+        keyring: Arc<Current>,
+        health: HealthPolicy,
+        deadline: Duration,
+        rewrapped: Option<RewrapTable>,
+    ) -> Self {
+        Self { keyring, health, deadline, seals: Seals::default(), rewrapped }
     }
 
     /// The keyring now; if it does not know this key_id, the one after a further look at its file.
     async fn keyring_with(&self, key_id: &KeyId, deadline: Instant) -> Arc<Keyring> {
         let keyring = self.keyring.get();
-        if keyring.unwrap(key_id).is_some() {
+        if keyring.unwrap(key_id).is_some() || self.table_of(key_id).is_some() {
             return keyring;
         }
         drop(keyring);
         self.keyring.look_again(deadline).await;
         self.keyring.get()
+    }
+
+    /// The table, if it is about this KEK.
+    fn table_of(&self, key_id: &KeyId) -> Option<&RewrapTable> {
+        self.rewrapped.as_ref().filter(|table| table.knows(key_id))
     }
 
     fn deadline<T>(&self, request: &Request<T>) -> Instant {
@@ -109,9 +121,17 @@ impl KeyManagementService for Service {
             let unknown = || Status::not_found("this plugin has no KEK with that key_id");
             let known = KeyId::parse(&key_id).ok_or_else(unknown)?;
             let keyring = self.keyring_with(&known, deadline).await;
-            let handle = keyring.unwrap(&known).ok_or_else(unknown)?;
-            annotations::check(&annotations).map_err(|error| Status::invalid_argument(error.to_string()))?;
-            handle.open(&ciphertext, &annotations, deadline).await.map_err(|error| to_status(&error))
+            let checked =
+                || annotations::check(&annotations).map_err(|error| Status::invalid_argument(error.to_string()));
+            // A KEK that came back is used before the table.
+            if let Some(handle) = keyring.unwrap(&known) {
+                checked()?;
+                return handle.open(&ciphertext, &annotations, deadline).await.map_err(|error| to_status(&error));
+            }
+            let table = self.table_of(&known).ok_or_else(unknown)?;
+            checked()?;
+            let opened = table.open(&keyring, &known, &ciphertext, &annotations, deadline).await;
+            opened.inspect(|_| METRICS.rewrapped()).map_err(|error| of_table(&error))
         }
         .await;
         call.end(outcome.as_ref().err());
@@ -142,6 +162,14 @@ fn to_status(error: &HandleError) -> Status {
             };
             Status::new(code, failure.public.clone())
         }
+    }
+}
+
+fn of_table(error: &RewrapError) -> Status {
+    match error {
+        RewrapError::Altered => Status::invalid_argument(error.to_string()),
+        RewrapError::Missing { .. } | RewrapError::NoKek(_) => Status::not_found(error.to_string()),
+        RewrapError::Handle(error) => to_status(error),
     }
 }
 

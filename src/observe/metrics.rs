@@ -26,6 +26,7 @@ pub struct Metrics {
     joined: Counter,
     reloads: Family<ReloadLabels, Counter>,
     seals: Family<SealLabels, Counter>,
+    rewrapped: Counter,
 }
 
 /// What is true at the moment of the question.
@@ -110,6 +111,7 @@ impl Default for Metrics {
             joined: Counter::default(),
             reloads: Family::default(),
             seals: Family::default(),
+            rewrapped: Counter::default(),
         }
     }
 }
@@ -154,6 +156,11 @@ impl Metrics {
         self.seals.get_or_create(&SealLabels { cka_id: cka_id.to_owned() }).inc();
     }
 
+    /// A seed of a lost KEK was opened through the rewrap table.
+    pub fn rewrapped(&self) {
+        self.rewrapped.inc();
+    }
+
     /// Everything, in the text format of `OpenMetrics` 1.0.
     pub fn text(&self, snapshot: &Snapshot) -> String {
         let mut registry = Registry::with_prefix("hsm_kms");
@@ -165,6 +172,8 @@ impl Metrics {
         registry.register("joined_requests", "Opens that got the answer of an identical one", self.joined.clone());
         registry.register("keyring_reloads", "Changed keyring files, by what became of them", self.reloads.clone());
         registry.register("seals", "Seals begun, by CKA_ID of the KEK", self.seals.clone());
+        let help = "Decrypts of a lost KEK's seeds, answered through the rewrap table";
+        registry.register("rewrap_table_decrypts", help, self.rewrapped.clone());
         let epoch = Gauge::<i64>::default();
         epoch.set(i64::try_from(snapshot.epoch).unwrap_or(i64::MAX));
         registry.register("keyring_epoch", "Activations of all KEKs so far", epoch);

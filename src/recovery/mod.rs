@@ -8,6 +8,7 @@ mod hybrid;
 mod key_text;
 mod recipient;
 mod rsa_oaep;
+mod seed;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ pub use self::hybrid::HybridKey;
 pub use self::key_text::KeyTextError;
 pub use self::recipient::{Fingerprint, Recipient, Scheme, is_annotation};
 pub use self::rsa_oaep::{UnboundError, unbind};
+pub use self::seed::{OtherSeed, rewrapped, seed_digest, unwrapped};
 use crate::envelope::update_prefixed;
 use crate::key_id::KeyId;
 

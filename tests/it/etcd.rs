@@ -73,22 +73,43 @@ impl Etcd {
         Self::start_with(directory, Version::Debian, Some(directory))
     }
 
+    /// Starts one on what this snapshot holds, as an operator restores a backup.
+    pub fn restored(directory: &Path, snapshot: &Path) -> Self {
+        Self::start_on(directory, Version::Debian, None, Some(snapshot))
+    }
+
     fn start_with(directory: &Path, version: Version, certificates: Option<&Path>) -> Self {
+        Self::start_on(directory, version, certificates, None)
+    }
+
+    fn start_on(directory: &Path, version: Version, certificates: Option<&Path>, snapshot: Option<&Path>) -> Self {
         let folder = directory.join("etcd");
         fs::create_dir(&folder).unwrap();
         // Between here and etcd's start somebody may take a port that was free.
         (0..5)
-            .find_map(|_| Self::try_start(&folder, version, certificates))
+            .find_map(|_| Self::try_start(&folder, version, certificates, snapshot))
             .expect("etcd does not start: see its log above")
     }
 
-    fn try_start(folder: &Path, version: Version, certificates: Option<&Path>) -> Option<Self> {
+    fn try_start(
+        folder: &Path,
+        version: Version,
+        certificates: Option<&Path>,
+        snapshot: Option<&Path>,
+    ) -> Option<Self> {
         let [client, peer] = free_ports();
         let scheme = if certificates.is_some() { "https" } else { "http" };
         let client = format!("{scheme}://127.0.0.1:{client}");
         let peer = format!("http://127.0.0.1:{peer}");
         let data = data(folder);
         let _ = fs::remove_dir_all(&data);
+        if let Some(snapshot) = snapshot {
+            let mut restore = Command::new(version.program("etcdctl"));
+            restore.env("ETCDCTL_API", "3").args(["snapshot", "restore"]).arg(snapshot).arg("--data-dir").arg(&data);
+            restore.args(["--name", "test", "--initial-cluster", &format!("test={peer}")]);
+            let output = restore.args(["--initial-advertise-peer-urls", &peer]).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+        }
         let log = File::options().create(true).append(true).open(log(folder)).unwrap();
         let mut command = Command::new(version.program("etcd"));
         command

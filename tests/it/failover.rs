@@ -42,7 +42,7 @@ impl Pair {
 }
 
 /// The section of a copy of the token, as a vendor's cloning makes one: the same keys, label and PIN in another place.
-fn copy_of(token: &TestToken) -> Value {
+pub fn copy_of(token: &TestToken) -> Value {
     let place = token.directory().join("copy");
     fs::create_dir(&place).unwrap();
     let copy = |from: &str| {

@@ -203,7 +203,7 @@ async fn each_failure_says_what_it_is() {
         ("11", 1, "it was sealed by another KEK or for another cluster: it needs hsm1-"),
         ("unknown", 1, "it needs hsm1-00000000000000000000000000000000000000ff; this plugin announces hsm1-"),
         ("forged", 1, "and refuses: InvalidArgument"),
-        ("moved", 1, "the KEK opened its seed, but its data was changed, or it was written under another key"),
+        ("moved", 1, "its seed opened, but its data was changed, or it was written under another key"),
         ("prefixed", 1, "the prefix is wrong: the API server wrote it as /kubernetes.io/secrets/default/prefixed"),
     ];
     for source in store.sources() {

@@ -41,6 +41,7 @@ mod imitations;
 mod imports;
 mod inventory;
 mod ivs;
+mod lost_kek;
 mod module_faults;
 mod network;
 mod paper;

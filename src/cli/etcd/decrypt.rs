@@ -42,36 +42,61 @@ pub(super) struct DecryptArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Output {
+pub(in crate::cli) enum Output {
     /// The bytes as the API server stored them: `k8s` and a zero byte before protobuf, or JSON
     Raw,
 }
 
 pub(super) fn run(args: &DecryptArgs) -> Result<(), CliError> {
-    let entry = match args.store.store() {
-        Store::Live(target) => runtime()?.block_on(async {
-            let mut client = store::connect(&target).await?;
-            let key = args.key.as_bytes();
-            client.get(key).await.map_err(|error| store::not_read(&target, &error))
-        })?,
-        Store::Snapshot(file) => find(&store::open(&file)?, args.key.as_bytes())?,
-    };
-    let entry = entry.ok_or_else(|| {
-        failure(
-            ExitCode::DoesNotHold,
-            format!("there is no {}", args.key),
-            "the store has no such key, or no longer",
-            "check the prefix: kubeadm's keys begin with /registry/, OpenShift's with /kubernetes.io/",
-        )
-    })?;
-    let (provider, object) = sealed(&entry)?;
-    let source = runtime()?.block_on(open_source(args, &object))?;
-    let plaintext =
-        open::open(&entry.key, &object, &source).map_err(|error| no_open(args, &entry, &object, &source, error))?;
-    if let Some(Output::Raw) = args.output {
-        return print(plaintext.expose());
+    let sealed = Sealed::find(&args.store.store(), &args.key)?;
+    let source = runtime()?.block_on(open_source(args, &sealed.object))?;
+    sealed.show(&source, &args.prefix, args.output)
+}
+
+/// A value that KMS v2 encrypted.
+pub(in crate::cli) struct Sealed {
+    entry: Entry,
+    provider: String,
+    pub(in crate::cli) object: EncryptedObject,
+}
+
+impl Sealed {
+    /// The newest value of this key.
+    pub(in crate::cli) fn find(store: &Store, key: &str) -> Result<Self, CliError> {
+        let entry = match store {
+            Store::Live(target) => runtime()?.block_on(async {
+                let mut client = store::connect(target).await?;
+                client.get(key.as_bytes()).await.map_err(|error| store::not_read(target, &error))
+            })?,
+            Store::Snapshot(file) => find(&store::open(file)?, key.as_bytes())?,
+        };
+        let entry = entry.ok_or_else(|| {
+            failure(
+                ExitCode::DoesNotHold,
+                format!("there is no {key}"),
+                "the store has no such key, or no longer",
+                "check the prefix: kubeadm's keys begin with /registry/, OpenShift's with /kubernetes.io/",
+            )
+        })?;
+        let (provider, object) = sealed(&entry)?;
+        Ok(Self { entry, provider, object })
     }
-    print(summary(&entry, &provider, &object, &plaintext).as_bytes())
+
+    /// Opens it with its opened seed, and prints it, or what it is.
+    pub(in crate::cli) fn show(
+        &self,
+        source: &Plaintext,
+        prefix: &str,
+        output: Option<Output>,
+    ) -> Result<(), CliError> {
+        let Self { entry, provider, object } = self;
+        let plaintext =
+            open::open(&entry.key, object, source).map_err(|error| no_open(prefix, entry, object, source, error))?;
+        if let Some(Output::Raw) = output {
+            return print(plaintext.expose());
+        }
+        print(summary(entry, provider, object, &plaintext).as_bytes())
+    }
 }
 
 /// The newest value that is readable; says so if a newer one may have been lost.
@@ -187,21 +212,15 @@ fn no_source(
     }
 }
 
-fn no_open(
-    args: &DecryptArgs,
-    entry: &Entry,
-    object: &EncryptedObject,
-    source: &Plaintext,
-    error: OpenError,
-) -> CliError {
-    let original = open::original_key(&entry.key, args.prefix.as_bytes(), object, source);
+fn no_open(prefix: &str, entry: &Entry, object: &EncryptedObject, source: &Plaintext, error: OpenError) -> CliError {
+    let original = open::original_key(&entry.key, prefix.as_bytes(), object, source);
     let (why, hint) = match (error, original) {
         (OpenError::Authentication, Some(key)) => (
             format!("the prefix is wrong: the API server wrote it as {}", shown(&key)),
             "the value lies where no API server reads it; restore it under the key that it was written with",
         ),
         (OpenError::Authentication, None) => (
-            format!("the KEK opened its seed, but {error}"),
+            format!("its seed opened, but {error}"),
             "it was moved within etcd, or damaged; try another copy of the store",
         ),
         (error, _) => (error.to_string(), "the value was changed in etcd; try another copy of the store"),

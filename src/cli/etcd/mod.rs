@@ -1,11 +1,12 @@
 //! `hsm-kms etcd`: what the store holds, one value of it, and how to rewrite it.
 
-mod decrypt;
+pub(super) mod decrypt;
 mod inventory;
 mod page;
 mod rewrite_plan;
-mod store;
-mod table;
+pub(super) mod store;
+pub(super) mod table;
+pub(super) mod walk;
 
 use clap::{Args, Subcommand};
 
@@ -39,7 +40,7 @@ pub(super) fn run(args: EtcdArgs) -> Result<ExitCode, CliError> {
 }
 
 /// A failure; its texts may quote the store, and go to a terminal.
-fn failure(code: ExitCode, what: impl AsRef<str>, why: impl AsRef<str>, hint: impl AsRef<str>) -> CliError {
+pub(super) fn failure(code: ExitCode, what: impl AsRef<str>, why: impl AsRef<str>, hint: impl AsRef<str>) -> CliError {
     let clean = |text: &str| -> String {
         text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
     };
@@ -47,11 +48,11 @@ fn failure(code: ExitCode, what: impl AsRef<str>, why: impl AsRef<str>, hint: im
 }
 
 /// A key of the store, for a message.
-fn shown(key: &[u8]) -> String {
+pub(super) fn shown(key: &[u8]) -> String {
     printable(key)
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
         failure(ExitCode::NotReachable, "cannot start", error.to_string(), "check limits on open files and memory")
     })

@@ -13,7 +13,7 @@ use crate::exit::ExitCode;
 /// The store.
 #[derive(Args, Debug)]
 #[command(group(ArgGroup::new("store").required(true).args(["endpoint", "snapshot"])))]
-pub(super) struct StoreArgs {
+pub(in crate::cli) struct StoreArgs {
     /// A running etcd: `https://HOST:PORT`, or `http://HOST:PORT` without TLS
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
@@ -32,13 +32,13 @@ pub(super) struct StoreArgs {
 }
 
 /// Where to read.
-pub(super) enum Store {
+pub(in crate::cli) enum Store {
     Live(Target),
     Snapshot(PathBuf),
 }
 
 impl StoreArgs {
-    pub(super) fn store(&self) -> Store {
+    pub(in crate::cli) fn store(&self) -> Store {
         if let Some(file) = &self.snapshot {
             return Store::Snapshot(file.clone());
         }
@@ -51,15 +51,15 @@ impl StoreArgs {
     }
 }
 
-pub(super) async fn connect(target: &Target) -> Result<Client, CliError> {
+pub(in crate::cli) async fn connect(target: &Target) -> Result<Client, CliError> {
     Client::connect(target).await.map_err(|error| not_read(target, &error))
 }
 
-pub(super) fn open(file: &std::path::Path) -> Result<Snapshot, CliError> {
+pub(in crate::cli) fn open(file: &std::path::Path) -> Result<Snapshot, CliError> {
     Snapshot::open(file).map_err(|error| no_snapshot(&error))
 }
 
-pub(super) fn no_snapshot(error: &SnapshotError) -> CliError {
+pub(in crate::cli) fn no_snapshot(error: &SnapshotError) -> CliError {
     let (code, hint) = match error {
         SnapshotError::InUse(_) => (
             ExitCode::BadUsage,
@@ -74,7 +74,7 @@ pub(super) fn no_snapshot(error: &SnapshotError) -> CliError {
     failure(code, "the snapshot cannot be read", error.to_string(), hint)
 }
 
-pub(super) fn not_read(target: &Target, error: &ClientError) -> CliError {
+pub(in crate::cli) fn not_read(target: &Target, error: &ClientError) -> CliError {
     let endpoint = &target.endpoint;
     let (code, hint) = match error {
         ClientError::Compacted { .. } => (

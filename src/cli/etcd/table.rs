@@ -50,7 +50,7 @@ pub(super) fn text(inventory: &Inventory) -> String {
     out
 }
 
-pub(super) fn source(source: &Source) -> String {
+pub(in crate::cli) fn source(source: &Source) -> String {
     match source {
         Source::Etcd { endpoint, cluster_id } => format!("etcd {endpoint}, cluster {cluster_id}"),
         Source::Snapshot { file, size: bytes, digest } => {
@@ -141,7 +141,7 @@ fn seeds(inventory: &Inventory) -> Table {
 }
 
 /// At most so many characters, the last three being dots if there are more.
-pub(super) fn short(text: &str, width: usize) -> String {
+pub(in crate::cli) fn short(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }
@@ -149,7 +149,7 @@ pub(super) fn short(text: &str, width: usize) -> String {
 }
 
 /// Numbers stand to the right from column `numbers` on.
-fn table(header: &[&str], numbers: usize) -> Table {
+pub(in crate::cli) fn table(header: &[&str], numbers: usize) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
     table.set_header(header);
@@ -160,7 +160,7 @@ fn table(header: &[&str], numbers: usize) -> Table {
 }
 
 /// Bytes for people.
-pub(super) fn size(bytes: u64) -> String {
+pub(in crate::cli) fn size(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
 }
 

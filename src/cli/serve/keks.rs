@@ -7,7 +7,7 @@ use crate::attributes::AttributeName;
 use crate::cli::CliError;
 use crate::config::{self, Config, KekSource};
 use crate::exit::ExitCode;
-use crate::keyring::{self, Entry, Kek, KeyringFile};
+use crate::keyring::{self, Entry, Kek, KeyringFile, RewrapTable};
 use crate::record::{KekRecord, Kind, Recovery, Sha256Digest, TokenKey, UtcTime};
 use crate::strict::{self, FileError};
 use crate::token::WorkerSpec;
@@ -30,6 +30,30 @@ pub(super) fn load(config: &Config) -> Result<(Vec<Kek>, Option<KeyringFile>), C
             Ok((keks, Some(file)))
         }
     }
+}
+
+/// The seeds of lost KEKs, if the configuration names a table, which must fit these KEKs.
+pub(super) fn rewrap_table(config: &Config, keks: &[Kek]) -> Result<Option<RewrapTable>, CliError> {
+    let Some(path) = &config.kek.rewrap_table else { return Ok(None) };
+    let refuse = |why: String, hint: String| {
+        let what = format!("the rewrap table {} cannot be used", path.display());
+        CliError { code: ExitCode::BadUsage, what, why, hint }
+    };
+    let table = RewrapTable::read(path).map_err(|error| refuse(error.to_string(), error.hint()))?;
+    table.check(&config.cluster, keks).map_err(|why| {
+        refuse(why, "name the table that was made for this cluster with this KEK, or drop kek.rewrap_table".to_owned())
+    })?;
+    for (key_id, seeds) in table.lost() {
+        tracing::info!(
+            key_id_hash = key_id.hash(),
+            seeds,
+            made = %table.origin().made,
+            source = table.origin().source,
+            complete = table.origin().complete,
+            "{seeds} seeds of lost KEK {key_id} are opened through a rewrap table; rewrite everything and drop it"
+        );
+    }
+    Ok(Some(table))
 }
 
 /// The KEKs that are in service at this time.

@@ -23,6 +23,7 @@ use crate::kms::connection::Connection;
 use crate::kms::proto::key_management_service_server::KeyManagementServiceServer;
 use crate::kms::service::{MAX_MESSAGE_BYTES, Service};
 use crate::kms::socket::{self, Listener};
+use crate::memory::{self, Paging};
 use crate::observe::log;
 use crate::token::Tokens;
 
@@ -49,6 +50,13 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
         hint: error.hint(),
     })?;
     log::start(config.log.format, config.log.level);
+    let paging = memory::protect().map_err(system_error)?;
+    if paging == Paging::Unlocked && memory::machine_swaps() {
+        tracing::warn!(
+            "this machine swaps, and memory that holds DEK seeds and PIN cannot be locked: set LimitMEMLOCK=infinity in the unit, \
+             give CAP_IPC_LOCK, or switch swap off"
+        );
+    }
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 /// May be used by every module.
-const COMMON: [&str; 9] = ["attributes", "class", "cluster", "exit", "key_id", "pin", "seal", "secret", "strict"];
+const COMMON: [&str; 10] =
+    ["attributes", "class", "cluster", "exit", "key_id", "memory", "pin", "seal", "secret", "strict"];
 
 /// A module, and what else it may use. `cli` may use everything, and nobody uses `cli`.
 const ALLOWED: [(&str, &[&str]); 16] = [

@@ -38,6 +38,7 @@ mod health;
 mod imitations;
 mod imports;
 mod inventory;
+mod memory;
 mod module_faults;
 mod network;
 mod paper;

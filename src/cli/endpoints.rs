@@ -11,6 +11,7 @@ use super::serve::system_error;
 use crate::config::EndpointAddress;
 use crate::exit::ExitCode;
 use crate::keyring::{Current, NodeReport};
+use crate::kms::peers::Peers;
 use crate::kms::socket::{self, Listener};
 use crate::kms::status::{HealthPolicy, healthz};
 use crate::observe::endpoints::{Answers, Endpoints};
@@ -93,7 +94,8 @@ impl Bound {
                 Ok(None)
             }
             Self::Unix(listener) => {
-                let mut incoming = socket::incoming(listener.tokio().map_err(system_error)?, socket::default_peers());
+                let mut incoming =
+                    socket::incoming(listener.tokio().map_err(system_error)?, Peers::new(Peers::default_uids()));
                 tokio::spawn(async move {
                     while let Some(stream) = incoming.next().await {
                         if let Ok(stream) = stream {

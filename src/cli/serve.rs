@@ -12,14 +12,13 @@ use clap::Args;
 use listenfd::ListenFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
-use tokio_stream::StreamExt;
 use tonic::transport::Server;
 
 use super::{CliError, endpoints};
 use crate::config::Config;
 use crate::exit::ExitCode;
 use crate::keyring::{Current, Kek, Keyring, KeyringFile};
-use crate::kms::connection::Connection;
+use crate::kms::peers::Peers;
 use crate::kms::proto::key_management_service_server::KeyManagementServiceServer;
 use crate::kms::service::{MAX_MESSAGE_BYTES, Service};
 use crate::kms::socket::{self, Listener};
@@ -34,6 +33,19 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 }
+
+/// Requests of one connection that run at a time; further ones wait in the client. Each may hold a message in memory.
+const STREAMS: u32 = 64;
+
+/// Largest header list of a request, in bytes. The API server's have some 200.
+const HEADER_BYTES: u32 = 8 * 1024;
+
+/// A peer that answers no ping is gone, or never spoke HTTP/2: its connection is closed.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+const PING_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a request may take longer than its deadline, until its last byte is there.
+const TRANSFER_LIMIT: Duration = Duration::from_millis(500);
 
 /// Longest time for RPCs in flight to finish after SIGTERM.
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);
@@ -111,8 +123,8 @@ async fn serve(config: Config, keks: Vec<Kek>, file: Option<KeyringFile>) -> Res
     })?;
     // All that can fail for the configuration's sake comes before the first login.
     let bound = config.endpoints.as_ref().map(endpoints::bind).transpose()?;
-    let incoming = socket::incoming(listener.tokio().map_err(system_error)?, socket::default_peers());
-    let incoming = incoming.map(|stream| stream.map(Connection::new));
+    let peers = Peers::new(config.socket.peers.clone().unwrap_or_else(Peers::default_uids));
+    let incoming = socket::incoming(listener.tokio().map_err(system_error)?, peers);
     let tokens = Tokens::start(keks::specs(&config, &keks), config.limits.queue);
     let keyring = Keyring::new(config.cluster.as_str(), keks, tokens).map_err(|error| CliError {
         code: ExitCode::BadUsage,
@@ -135,12 +147,19 @@ async fn serve(config: Config, keks: Vec<Kek>, file: Option<KeyringFile>) -> Res
     let service =
         KeyManagementServiceServer::new(Service::new(Arc::clone(&current), config.health, config.limits.deadline))
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let longest = config.limits.deadline;
     tokio::spawn(follow::run(config, file, Arc::clone(&current), hangup));
     let (stop, stopped) = tokio::sync::watch::channel(());
     let mut serving = tokio::spawn({
         let mut stopped = stopped;
         async move {
             Server::builder()
+                .max_concurrent_streams(STREAMS)
+                .http2_max_header_list_size(HEADER_BYTES)
+                .http2_keepalive_interval(Some(PING_INTERVAL))
+                .http2_keepalive_timeout(Some(PING_LIMIT))
+                // Ours comes first, unless the request itself does not come in.
+                .timeout(longest + TRANSFER_LIMIT)
                 .serve_with_incoming_shutdown(service, incoming, async move { _ = stopped.changed().await })
                 .await
         }

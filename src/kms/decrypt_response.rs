@@ -1,7 +1,8 @@
 //! The answer to Decrypt, written so that its seed is not left behind in the connection.
 //!
 //! `h2` copies the beginning of what it sends, up to 1024 bytes, into a buffer that a connection keeps as long as it lives and does
-//! not wipe. So the seed stands behind as many zeros, in a field that no reader knows and that each skips.
+//! not wipe. So the seed stands behind as many zeros: the same field, twice. Of such, each reader takes the last (Protocol Buffers,
+//! "Encoding", "Last One Wins"; it is among the conformance tests).
 
 use prost::bytes::{Buf, BufMut, Bytes};
 use prost::encoding::{DecodeContext, WireType, bytes as field, skip_field};
@@ -16,15 +17,12 @@ pub struct DecryptResponse {
 
 const PLAINTEXT_TAG: u32 = 1;
 
-/// The highest number that a field can have: the API will not come to use it.
-const PADDING_TAG: u32 = (1 << 29) - 1;
-
 /// `CHAIN_THRESHOLD_WITHOUT_VECTORED_IO` of `h2`; the test in `tests/it/memory.rs` fails if it grows.
 const PADDING: Bytes = Bytes::from_static(&[0; 1024]);
 
 impl Message for DecryptResponse {
     fn encode_raw(&self, buffer: &mut impl BufMut) {
-        field::encode(PADDING_TAG, &PADDING, buffer);
+        field::encode(PLAINTEXT_TAG, &PADDING, buffer);
         field::encode(PLAINTEXT_TAG, &self.plaintext, buffer);
     }
 
@@ -42,7 +40,7 @@ impl Message for DecryptResponse {
     }
 
     fn encoded_len(&self) -> usize {
-        field::encoded_len(PADDING_TAG, &PADDING) + field::encoded_len(PLAINTEXT_TAG, &self.plaintext)
+        field::encoded_len(PLAINTEXT_TAG, &PADDING) + field::encoded_len(PLAINTEXT_TAG, &self.plaintext)
     }
 
     fn clear(&mut self) {

@@ -3,6 +3,7 @@
 pub mod client;
 pub mod connection;
 mod decrypt_response;
+pub mod peers;
 pub mod service;
 pub mod socket;
 pub mod status;

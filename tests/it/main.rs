@@ -35,6 +35,7 @@ mod grpc_clients;
 mod handover;
 mod harness;
 mod health;
+mod hostile_peers;
 mod imitations;
 mod imports;
 mod inventory;

@@ -14,6 +14,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_client(true)
         .build_transport(false)
         .bytes(".v2")
+        .extern_path(".v2.DecryptResponse", "super::decrypt_response::DecryptResponse")
         .bytes(".etcd")
         .bytes(".etcdserverpb")
         .compile_fds(descriptors)?;

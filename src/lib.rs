@@ -16,6 +16,7 @@ pub mod exit;
 pub mod key_id;
 pub mod keyring;
 pub mod kms;
+pub mod memory;
 pub mod observe;
 pub mod pin;
 pub mod pkcs11;

@@ -45,9 +45,6 @@ pub struct FrameBuffer {
 impl FrameBuffer {
     /// Adds what was read.
     pub fn push(&mut self, bytes: &[u8]) {
-        if self.taken == self.bytes.len() {
-            self.wipe();
-        }
         self.bytes.extend_from_slice(bytes);
     }
 
@@ -67,6 +64,9 @@ impl FrameBuffer {
         let Some(body) = cursor.get(..length) else { return Ok(None) };
         let message = M::decode(body)?;
         self.taken += rest.len() - cursor.len() + length;
+        if self.is_empty() {
+            self.wipe();
+        }
         Ok(Some(message))
     }
 

@@ -43,8 +43,7 @@ pub use self::steps::{Act, Note, Owner, Step, StepId, steps};
 pub use self::trial::run as run_trial;
 pub use self::witnessed::{Closed, Options, add_exception, destroy, run};
 pub use self::words::words;
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-
+use crate::memory;
 use crate::record::KekRecord;
 
 /// What a ceremony is doing, for whoever watches.
@@ -74,6 +73,7 @@ const TOOL: &str = concat!("hsm-kms ", env!("CARGO_PKG_VERSION"));
 
 /// A process that holds a PIN, and runs a module that may crash, leaves no core dump, and nobody of the same user reads its memory.
 pub(crate) fn without_core_dumps() -> Result<(), CeremonyError> {
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+    memory::protect()
+        .map(|_| ())
         .map_err(|error| CeremonyError::System { what: "memory cannot be kept from core dumps", source: error.into() })
 }

@@ -11,6 +11,7 @@ use super::serve::{drill, system_error};
 use crate::config::{Config, EndpointAddress};
 use crate::exit::ExitCode;
 use crate::keyring::{Current, NodeReport};
+use crate::kms::peers::Peers;
 use crate::kms::socket::{self, Listener};
 use crate::kms::status::healthz;
 use crate::observe::endpoints::{Answers, Endpoints};
@@ -101,7 +102,8 @@ impl Bound {
                 Ok(None)
             }
             Self::Unix(listener) => {
-                let mut incoming = socket::incoming(listener.tokio().map_err(system_error)?, socket::default_peers());
+                let mut incoming =
+                    socket::incoming(listener.tokio().map_err(system_error)?, Peers::new(Peers::default_uids()));
                 tokio::spawn(async move {
                     while let Some(stream) = incoming.next().await {
                         if let Ok(stream) = stream {

@@ -13,17 +13,17 @@ use clap::Args;
 use listenfd::ListenFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
-use tokio_stream::StreamExt;
 use tonic::transport::Server;
 
 use super::{CliError, endpoints};
 use crate::config::Config;
 use crate::exit::ExitCode;
 use crate::keyring::{Current, Kek, Keyring, KeyringFile, RewrapTable};
-use crate::kms::connection::Connection;
+use crate::kms::peers::Peers;
 use crate::kms::proto::key_management_service_server::KeyManagementServiceServer;
 use crate::kms::service::{MAX_MESSAGE_BYTES, Service};
 use crate::kms::socket::{self, Listener};
+use crate::memory::{self, Paging};
 use crate::observe::log;
 use crate::token::Tokens;
 
@@ -34,6 +34,19 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 }
+
+/// Requests of one connection that run at a time; further ones wait in the client. Each may hold a message in memory.
+const STREAMS: u32 = 64;
+
+/// Largest header list of a request, in bytes. The API server's have some 200.
+const HEADER_BYTES: u32 = 8 * 1024;
+
+/// A peer that answers no ping is gone, or never spoke HTTP/2: its connection is closed.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+const PING_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a request may take longer than its deadline, until its last byte is there.
+const TRANSFER_LIMIT: Duration = Duration::from_millis(500);
 
 /// Longest time for RPCs in flight to finish after SIGTERM.
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);
@@ -50,6 +63,13 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
         hint: error.hint(),
     })?;
     log::start(config.log.format, config.log.level);
+    let paging = memory::protect().map_err(system_error)?;
+    if paging == Paging::Unlocked && memory::machine_swaps() {
+        tracing::warn!(
+            "this machine swaps, and memory that holds DEK seeds and PIN cannot be locked: set LimitMEMLOCK=infinity in the unit, \
+             give CAP_IPC_LOCK, or switch swap off"
+        );
+    }
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
@@ -110,8 +130,8 @@ async fn serve(
     })?;
     // All that can fail for the configuration's sake comes before the first login.
     let bound = config.endpoints.as_ref().map(endpoints::bind).transpose()?;
-    let incoming = socket::incoming(listener.tokio().map_err(system_error)?, socket::default_peers());
-    let incoming = incoming.map(|stream| stream.map(Connection::new));
+    let peers = Peers::new(config.socket.peers.clone().unwrap_or_else(Peers::default_uids));
+    let incoming = socket::incoming(listener.tokio().map_err(system_error)?, peers);
     let tokens = Tokens::start(keks::specs(&config, &keks), config.limits.queue);
     let keyring = Keyring::new(config.cluster.as_str(), keks, tokens).map_err(|error| CliError {
         code: ExitCode::BadUsage,
@@ -132,7 +152,8 @@ async fn serve(
         None => Current::fixed(keyring),
     });
     let endpoints = bound.map(|bound| bound.serve(Arc::clone(&current), &config)).transpose()?;
-    let service = Service::new(Arc::clone(&current), config.health, config.limits.deadline, rewrapped);
+    let longest = config.limits.deadline;
+    let service = Service::new(Arc::clone(&current), config.health, longest, rewrapped);
     let service = KeyManagementServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES);
     tokio::spawn(follow::run(config, file, Arc::clone(&current), hangup));
     let (stop, stopped) = tokio::sync::watch::channel(());
@@ -140,6 +161,12 @@ async fn serve(
         let mut stopped = stopped;
         async move {
             Server::builder()
+                .max_concurrent_streams(STREAMS)
+                .http2_max_header_list_size(HEADER_BYTES)
+                .http2_keepalive_interval(Some(PING_INTERVAL))
+                .http2_keepalive_timeout(Some(PING_LIMIT))
+                // Ours comes first, unless the request itself does not come in.
+                .timeout(longest + TRANSFER_LIMIT)
                 .serve_with_incoming_shutdown(service, incoming, async move { _ = stopped.changed().await })
                 .await
         }

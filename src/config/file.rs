@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::token::FileToken;
@@ -48,6 +49,8 @@ struct FileSocket {
     path: SocketPath,
     #[serde(deserialize_with = "strict::from_text")]
     mode: SocketMode,
+    #[serde(deserialize_with = "uids")]
+    peers: Option<Vec<u32>>,
 }
 
 #[derive(Deserialize)]
@@ -94,7 +97,7 @@ struct FileLog {
 
 impl Default for FileSocket {
     fn default() -> Self {
-        Self { path: SocketPath(PathBuf::from("/run/hsm-kms/hsm@kms.sock")), mode: SocketMode(0o600) }
+        Self { path: SocketPath(PathBuf::from("/run/hsm-kms/hsm@kms.sock")), mode: SocketMode(0o600), peers: None }
     }
 }
 
@@ -114,7 +117,7 @@ impl File {
     /// The checked configuration, given the profiles that the token and the standby tokens name.
     pub(super) fn check(self, profile: Profile, standby_profiles: Vec<Profile>) -> Result<Config, Fault> {
         let Self { _version: _, cluster, socket, token, standby, kek, health, endpoints, limits, log } = self;
-        let FileSocket { path, mode } = socket;
+        let FileSocket { path, mode, peers } = socket;
         let FileKek { keyring, record, allow_trial, accept_data_loss, recovery_drill, rewrap_table } = kek;
         let recovery_drill = recovery_drill.map(|AbsolutePath(path)| path);
         let rewrap_table = rewrap_table.map(|AbsolutePath(path)| path);
@@ -148,7 +151,7 @@ impl File {
         }
         Ok(Config {
             cluster,
-            socket: Socket { path: path.0, mode: mode.0 },
+            socket: Socket { path: path.0, mode: mode.0, peers },
             token,
             standby,
             health,
@@ -222,6 +225,17 @@ const DEFAULT_SESSIONS: u64 = 2;
 fn sessions<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     strict::number::<1, 64, D>(deserializer).map(Some)
 }
+
+fn uids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u32>>, D::Error> {
+    let uids = Vec::<u32>::deserialize(deserializer)?;
+    if matches!(uids.len(), 1..=MOST_PEERS) {
+        Ok(Some(uids))
+    } else {
+        Err(D::Error::custom(format!("{} users, not 1 to {MOST_PEERS}", uids.len())))
+    }
+}
+
+const MOST_PEERS: usize = 16;
 
 /// A number whose range is far below any `usize`.
 fn small(number: u64) -> usize {

@@ -68,6 +68,8 @@ pub struct Socket {
     pub path: PathBuf,
     /// File mode: `0o600` or `0o660`.
     pub mode: u32,
+    /// The uids that may connect, if they are named.
+    pub peers: Option<Vec<u32>>,
 }
 
 /// The KEK.

@@ -35,13 +35,24 @@ fn error_after(old: &str, new: &str) -> ConfigError {
 fn the_example_is_read() {
     let config = Config::parse(EXAMPLE.as_bytes()).unwrap();
     assert_eq!(config.cluster.as_str(), "prod-eu-1");
-    assert_eq!(config.socket, Socket { path: "/run/hsm-kms/hsm@kms.sock".into(), mode: 0o600 });
+    assert_eq!(config.socket, Socket { path: "/run/hsm-kms/hsm@kms.sock".into(), mode: 0o600, peers: None });
     assert_eq!(config.token.profile, Profile::by_name("softhsm2").unwrap());
     assert_eq!(config.token.pin, Some(PinSource::File("/etc/hsm-kms/pin".into())));
     assert_eq!(config.token.environment["SOFTHSM2_CONF"], "/etc/hsm-kms/softhsm2.conf");
     assert_eq!(config.limits, Limits { queue: 256, sessions: 2, deadline: Duration::from_millis(2500) });
     assert_eq!(config.log, Log { format: Format::Text, level: Level::Info });
     assert_eq!(config.warnings(), [""; 0]);
+}
+
+#[test]
+fn peers_are_numbers_and_some() {
+    let peers = |text: &str| {
+        Config::parse(with(SMALLEST, "socket.peers", Some(text)).as_bytes()).map(|config| config.socket.peers)
+    };
+    assert_eq!(peers("[0, 1001]").unwrap(), Some(vec![0, 1001]));
+    for wrong in ["[]", "[-1]", "[root]", "0", "[4294967296]", "[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]"] {
+        assert!(peers(wrong).is_err(), "{wrong}");
+    }
 }
 
 #[test]

@@ -6,18 +6,35 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
+use super::peers::Place;
 use crate::keyring::Keyring;
 
-/// A connection to the service.
+/// A connection to the service. Who sends no preface of HTTP/2 in time loses it: until then no ping would find out.
 pub struct Connection {
     stream: UnixStream,
     told: Told,
+    opening: Option<Opening>,
+    _place: Place,
 }
+
+/// What must still come, and until when.
+struct Opening {
+    bytes: usize,
+    limit: Pin<Box<Sleep>>,
+}
+
+/// Longest time from the connection to the end of the preface.
+const OPENING_LIMIT: Duration = Duration::from_secs(5);
+
+/// "PRI * HTTP/2.0" and what follows (RFC 9113 section 3.4), in bytes.
+const PREFACE: usize = 24;
 
 /// The keyring that answered the last Status on a connection, while it is still there. Cheap to clone.
 #[derive(Clone, Default)]
@@ -25,8 +42,9 @@ pub struct Told(Arc<Mutex<Weak<Keyring>>>);
 
 impl Connection {
     /// A connection on which nothing was said.
-    pub fn new(stream: UnixStream) -> Self {
-        Self { stream, told: Told::default() }
+    pub fn new(stream: UnixStream, place: Place) -> Self {
+        let opening = Opening { bytes: PREFACE, limit: Box::pin(tokio::time::sleep(OPENING_LIMIT)) };
+        Self { stream, told: Told::default(), opening: Some(opening), _place: place }
     }
 }
 
@@ -57,7 +75,17 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if let Some(opening) = &mut self.opening {
+            opening.bytes = opening.bytes.saturating_sub(buffer.filled().len() - before);
+            if opening.bytes == 0 {
+                self.opening = None;
+            } else if read.is_pending() && opening.limit.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        read
     }
 }
 

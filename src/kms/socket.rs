@@ -17,9 +17,12 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::time::Sleep;
 use tokio_stream::Stream;
+
+use super::connection::Connection;
+use super::peers::Peers;
 
 /// Longest socket path, in bytes: `sun_path` holds 107, and the socket is first bound as `<path>.new`.
 pub const PATH_LIMIT: usize = 107 - TEMPORARY_SUFFIX.len();
@@ -135,29 +138,23 @@ impl SocketError {
     }
 }
 
-/// The connections from users with one of these uids; others are closed before a byte is read (`SO_PEERCRED`).
+/// The connections from `peers`; others are closed before a byte is read.
 ///
 /// A failed accept never ends the stream: it is logged and accepting goes on, after a pause if descriptors ran out.
-pub fn incoming(listener: UnixListener, allowed: Vec<u32>) -> Incoming {
-    Incoming { listener, allowed, pause: None }
-}
-
-/// The uids that may connect by default: root, as whom kube-apiserver usually runs, and this process's own.
-pub fn default_peers() -> Vec<u32> {
-    let own = own_uid();
-    if own == 0 { vec![0] } else { vec![0, own] }
+pub fn incoming(listener: UnixListener, peers: Peers) -> Incoming {
+    Incoming { listener, peers, pause: None }
 }
 
 /// The stream that [`incoming`] makes. It has no end and no errors.
 #[derive(Debug)]
 pub struct Incoming {
     listener: UnixListener,
-    allowed: Vec<u32>,
+    peers: Peers,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl Stream for Incoming {
-    type Item = io::Result<UnixStream>;
+    type Item = io::Result<Connection>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
@@ -166,8 +163,11 @@ impl Stream for Incoming {
                 self.pause = None;
             }
             match std::task::ready!(self.listener.poll_accept(context)) {
-                Ok((stream, _)) if peer_is_allowed(&stream, &self.allowed) => return Poll::Ready(Some(Ok(stream))),
-                Ok(_) => {}
+                Ok((stream, _)) => {
+                    if let Some(place) = self.peers.admit(&stream) {
+                        return Poll::Ready(Some(Ok(Connection::new(stream, place))));
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(%error, "accept failed; trying again");
                     if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) {
@@ -240,8 +240,15 @@ fn check_path(path: &Path) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Whoever can write to the directory can put another socket there and so play the plugin.
+/// Whoever can write to the directory, or to one above it, can put another socket there and so play the plugin.
 fn check_directory(directory: &Path, own: u32) -> Result<(), Refusal> {
+    check_one_directory(directory, own)?;
+    // Without links: it is the directories themselves that somebody could exchange.
+    let real = fs::canonicalize(directory).map_err(system("look at the directory"))?;
+    real.ancestors().try_for_each(|directory| check_one_directory(directory, own))
+}
+
+fn check_one_directory(directory: &Path, own: u32) -> Result<(), Refusal> {
     let found = match fs::metadata(directory) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -354,21 +361,6 @@ impl Drop for Name {
             fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode));
         if still_ours && let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
-        }
-    }
-}
-
-fn peer_is_allowed(stream: &UnixStream, allowed: &[u32]) -> bool {
-    match stream.peer_cred() {
-        Ok(peer) if allowed.contains(&peer.uid()) => true,
-        Ok(peer) => {
-            let (uid, pid) = (peer.uid(), peer.pid());
-            tracing::warn!(uid, pid, ?allowed, "connection refused: this user may not connect");
-            false
-        }
-        Err(error) => {
-            tracing::warn!(%error, "connection refused: its user is unknown");
-            false
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{DumpableBehavior, Signal, getpid, kill_process, set_dumpable_behavior};
+use rustix::process::{Signal, getpid, kill_process};
 use serde::Serialize;
 
 use super::bench::Bench;
@@ -16,6 +16,7 @@ use super::steps::{Answer, Failure, Step, Target};
 use super::{attributes, errors, identity, kek, keys, mechanisms, seals, sessions, sizes, speed};
 use crate::class::Class;
 use crate::exit::ExitCode;
+use crate::memory;
 use crate::pin::PinForm;
 use crate::pkcs11::{Error, Module};
 use crate::profile::{Profile, UserKind};
@@ -32,7 +33,7 @@ const SEARCHES: usize = 3;
 /// Does what the parent asks for until it goes. `Err`: it was not started by a parent.
 pub fn run() -> Result<ExitCode, std::io::Error> {
     // It holds the PIN, and may crash: no core dump of it.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    memory::protect()?;
     let control = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     // Fails if standard input is no socket: somebody started it by hand.
     control.peer_addr()?;

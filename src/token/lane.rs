@@ -108,7 +108,10 @@ impl Lane {
             let received = tokio::select! {
                 ready = stream.readable() => ready.and_then(|()| stream.try_read(&mut incoming)),
                 () = self.outgoing.notified() => {
-                    outgoing.append(&mut self.queue().bytes);
+                    let mut queue = self.queue();
+                    outgoing.extend_from_slice(&queue.bytes);
+                    queue.bytes.zeroize();
+                    drop(queue);
                     match write(stream, &mut outgoing) {
                         Ok(()) if self.load() == 1 => match spin.receive(stream, &mut incoming) {
                             Some(received) => received,
@@ -128,7 +131,9 @@ impl Lane {
             match received {
                 Ok(0) => return ErrorKind::UnexpectedEof.into(),
                 Ok(count) => {
-                    frames.push(incoming.get(..count).unwrap_or_default());
+                    let received = incoming.get_mut(..count).unwrap_or_default();
+                    frames.push(received);
+                    received.zeroize();
                     spin.learn(self.silent_for(), self.load() == 1);
                     if let Err(error) = self.deliver(&mut frames) {
                         return error;
@@ -169,15 +174,12 @@ impl Lane {
     }
 }
 
-fn write(stream: &UnixStream, outgoing: &mut Vec<u8>) -> std::io::Result<()> {
+fn write(stream: &UnixStream, outgoing: &mut Zeroizing<Vec<u8>>) -> std::io::Result<()> {
     while !outgoing.is_empty() {
         match stream.try_write(outgoing) {
-            Ok(count) => {
-                if let Some(written) = outgoing.get_mut(..count) {
-                    written.zeroize();
-                }
-                outgoing.drain(..count);
-            }
+            Ok(count) if count == outgoing.len() => outgoing.zeroize(),
+            // What is left moves to a buffer of its own: the old one is wiped whole.
+            Ok(count) => *outgoing = Zeroizing::new(outgoing.get(count..).unwrap_or_default().to_vec()),
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
             Err(error) => return Err(error),
         }

@@ -12,17 +12,16 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use rustix::process::{
-    DumpableBehavior, Signal, getpid, kill_process, set_dumpable_behavior, set_parent_process_death_signal,
-};
+use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
 
 use crate::exit::ExitCode;
+use crate::memory;
 use crate::wire::{self, link};
 
 /// Runs the worker until the front goes away. `Err`: it was not started by a front.
 pub fn run() -> Result<ExitCode, std::io::Error> {
-    // It holds the PIN, and runs a module that may crash: no core dump, and nobody of the same user reads its memory.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    // It holds the PIN, and runs a module that may crash. Whether its pages are locked the front has said: it has the same limits.
+    memory::protect()?;
     // A front that was killed must not leave a process behind that is logged in.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let mut control = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);

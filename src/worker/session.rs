@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::start::Kek;
 use crate::class::Class;
@@ -56,7 +56,9 @@ impl SessionThread {
             let idle_since = now();
             let received = spin.receive(&self.stream, &mut bytes).unwrap_or_else(|| self.stream.read(&mut bytes));
             let Ok(count @ 1..) = received else { return };
-            frames.push(bytes.get(..count).unwrap_or_default());
+            let received = bytes.get_mut(..count).unwrap_or_default();
+            frames.push(received);
+            received.zeroize();
             let mut held_since = now();
             let waited = held_since.saturating_sub(idle_since);
             let mut requests = 0;
@@ -74,7 +76,7 @@ impl SessionThread {
                     if self.stream.write_all(&replies).is_err() || broken {
                         return;
                     }
-                    zeroize::Zeroize::zeroize(&mut *replies);
+                    replies.zeroize();
                     held_since = finished;
                 }
             }
@@ -97,7 +99,7 @@ impl SessionThread {
             }
         };
         if let Some(link::request::Work::Seal(seal)) = &mut request.work {
-            zeroize::Zeroize::zeroize(&mut seal.plaintext);
+            seal.plaintext.zeroize();
         }
         link::Reply { id: request.id, outcome: Some(outcome) }
     }
@@ -262,7 +264,7 @@ pub(super) fn unknown_work() -> Error {
 
 fn wipe(reply: link::Reply) {
     if let Some(link::reply::Outcome::Opened(mut opened)) = reply.outcome {
-        zeroize::Zeroize::zeroize(&mut opened.plaintext);
+        opened.plaintext.zeroize();
     }
 }
 

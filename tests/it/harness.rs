@@ -300,6 +300,11 @@ impl Plugin {
         fs::read_to_string(&self.log).unwrap()
     }
 
+    /// Where it writes its log.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
     /// Asks it to stop (SIGTERM) and waits for its end, while this runtime's clients can close their connections.
     pub async fn stop(&mut self) -> ExitStatus {
         rustix::process::kill_process(self.pid(), Signal::TERM).unwrap();

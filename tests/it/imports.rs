@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 /// May be used by every module.
-const COMMON: [&str; 10] =
-    ["attributes", "class", "cluster", "exit", "key_id", "pin", "random", "seal", "secret", "strict"];
+const COMMON: [&str; 11] =
+    ["attributes", "class", "cluster", "exit", "key_id", "memory", "pin", "random", "seal", "secret", "strict"];
 
 /// A module, and what else it may use. `cli` may use everything, and nobody uses `cli`.
 const ALLOWED: [(&str, &[&str]); 17] = [

@@ -10,9 +10,10 @@ use tonic::{Response, Status};
 use tower::util::MapRequestLayer;
 
 use super::*;
+use crate::kms::peers::Peers;
 use crate::kms::proto::key_management_service_server::{KeyManagementService, KeyManagementServiceServer};
 use crate::kms::proto::{DecryptResponse, EncryptResponse};
-use crate::kms::socket::{Listener, default_peers, incoming};
+use crate::kms::socket::{Listener, incoming};
 
 /// Seals by reversing. Refuses with the code named by the text after `fail `, hangs on `hang`.
 #[derive(Clone)]
@@ -100,7 +101,7 @@ fn serve(socket: &Path, fake: Fake, headers: Headers, stopped: oneshot::Receiver
         });
         let serving = tonic::transport::Server::builder().layer(layer).serve_with_incoming(
             KeyManagementServiceServer::new(fake),
-            incoming(listener.tokio().unwrap(), default_peers()),
+            incoming(listener.tokio().unwrap(), Peers::new(Peers::default_uids())),
         );
         tokio::select! {
             result = serving => result.unwrap(),

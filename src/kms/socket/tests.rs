@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use rustix::process::{Resource, Rlimit};
 use tempfile::TempDir;
+use tokio::net::UnixStream;
 use tokio_stream::StreamExt;
 
 use super::*;
@@ -208,6 +209,16 @@ fn the_directory_must_be_safe() {
         }
     }
 
+    // One above it is as good a place to exchange the socket; a link to it does not hide that.
+    let (above, link) = (directory.path().join("above"), directory.path().join("link"));
+    fs::create_dir_all(above.join("below")).unwrap();
+    std::os::unix::fs::symlink(above.join("below"), &link).unwrap();
+    fs::set_permissions(&above, Permissions::from_mode(0o777)).unwrap();
+    for below in [above.join("below"), link] {
+        let found = refusal(&below.join("s"));
+        assert!(matches!(&found, Refusal::OpenDirectory { directory, .. } if *directory == above), "{found}");
+    }
+
     // The owner is judged by number, so that the test needs no second user; root's own directory is always accepted.
     let own = fs::metadata(directory.path()).unwrap().uid();
     if own != 0 {
@@ -326,13 +337,13 @@ fn accepting_goes_on_after_descriptors_ran_out() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let listener = Listener::bind(Path::new(&path), 0o600).unwrap();
-        let mut stream = incoming(listener.tokio().unwrap(), default_peers());
+        let mut stream = incoming(listener.tokio().unwrap(), Peers::new(Peers::default_uids()));
         let _client = UnixStream::connect(&path).await.unwrap();
 
         let limit = rustix::process::getrlimit(Resource::Nofile);
         let next = u64::try_from(fs::File::open("/dev/null").unwrap().as_raw_fd()).unwrap();
         rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(next), ..limit }).unwrap();
-        tokio::time::timeout(3 * ACCEPT_PAUSE, stream.next()).await.unwrap_err();
+        assert!(tokio::time::timeout(3 * ACCEPT_PAUSE, stream.next()).await.is_err());
 
         rustix::process::setrlimit(Resource::Nofile, limit).unwrap();
         stream.next().await.unwrap().unwrap();
@@ -365,13 +376,13 @@ async fn only_allowed_users_get_in() {
     let directory = directory();
     let path = directory.path().join("s");
     let listener = Listener::bind(&path, 0o600).unwrap();
-    assert!(default_peers().contains(&own_uid()) && default_peers().contains(&0));
+    assert!(Peers::default_uids().contains(&own_uid()) && Peers::default_uids().contains(&0));
 
-    let mut stream = incoming(listener.tokio().unwrap(), default_peers());
+    let mut stream = incoming(listener.tokio().unwrap(), Peers::new(Peers::default_uids()));
     let _client = UnixStream::connect(&path).await.unwrap();
     stream.next().await.unwrap().unwrap();
 
-    let mut closed = incoming(listener.tokio().unwrap(), vec![own_uid() + 1]);
+    let mut closed = incoming(listener.tokio().unwrap(), Peers::new(vec![own_uid() + 1]));
     let foreigner = UnixStream::connect(&path).await.unwrap();
     tokio::select! {
         _ = closed.next() => panic!("a foreign user got in"),

@@ -8,11 +8,12 @@ mod sizes;
 
 use std::time::{Duration, Instant};
 
-use self::site::{FOLDER, LostSite, OBJECTS, RestoredSite, report, start};
+use self::site::{FOLDER, Key, LostSite, OBJECTS, RestoredSite, report, start};
 use crate::api_server_stack::plaintext_of;
 use crate::emulator::Fault;
-use crate::harness::TestToken;
+use crate::harness::{TestToken, text};
 use crate::parts::record_run;
+use crate::recovery_keys::hsm::make_key;
 
 /// What the machine may need of the time of a recovery; the rest is people's.
 const LIMIT: Duration = Duration::from_mins(1);
@@ -83,6 +84,24 @@ async fn every_object_comes_back_from_a_clone() {
     assert_eq!(site.read(OBJECTS).await, 0);
     println!("{OBJECTS} of {OBJECTS} objects came back from a clone in {:.1} s", began.elapsed().as_secs_f64());
     assert!(began.elapsed() < LIMIT);
+}
+
+/// The private half is in an offline HSM, and stays there.
+#[tokio::test]
+async fn an_rsa_key_in_an_offline_hsm_brings_everything_back() {
+    const FEW: usize = 200;
+    let hsm = TestToken::kryoptic();
+    let (offline, recipient) = make_key(&hsm, "rsa-oaep-3072");
+    let key = Key::of_files(offline.clone(), recipient);
+    let lost = LostSite::with_key(TestToken::new(), FEW, tempfile::tempdir().unwrap(), key).await.lose().await;
+    let mut site = RestoredSite::new(&lost, TestToken::new()).await;
+    let offline = text(&offline);
+    let wrong = site.rewrap(&lost, "t", &["--token", &offline, "--cluster", "other"]);
+    assert_eq!(wrong.status.code(), Some(1), "{wrong:?}");
+    report(&site.rewrap(&lost, "table.json", &["--token", &offline, "--json"]));
+    site.serve_with(Some("table.json")).await;
+    assert_eq!(site.read(FEW).await, FEW);
+    record_run("kryoptic");
 }
 
 /// The first hour without any backup: what an API server holds that was running at the loss.

@@ -1,7 +1,7 @@
 //! Recovery keys: made in software and in an HSM, split for paper and brought together, and drilled against a living plugin.
 
 mod drills;
-mod hsm;
+pub mod hsm;
 mod shares;
 
 use std::fs;

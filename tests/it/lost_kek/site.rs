@@ -71,6 +71,11 @@ impl Key {
         let (private, public) = (directory.join(format!("{name}.key")), directory.join(format!("{name}.json")));
         let output = run(&["recovery", "keygen", "--key", &text(&private), "--recipient", &text(&public)], b"");
         assert!(output.status.success(), "{output:?}");
+        Self::of_files(private, public)
+    }
+
+    /// The key with this public half. The private one may be the file that names its HSM.
+    pub fn of_files(private: PathBuf, public: PathBuf) -> Self {
         let value: Value = serde_json::from_slice(&fs::read(&public).unwrap()).unwrap();
         let fingerprint = value["recipient"]["fingerprint"].as_str().unwrap().to_owned();
         Self { private, public, fingerprint }
@@ -82,6 +87,11 @@ impl LostSite {
     pub async fn new(token: TestToken, objects: usize) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let key = Key::make(directory.path(), "recovery");
+        Self::with_key(token, objects, directory, key).await
+    }
+
+    /// The same with this recovery key.
+    pub async fn with_key(token: TestToken, objects: usize, directory: TempDir, key: Key) -> Self {
         for label in ["kek-1", "kek-2"] {
             make_kek(&token.section(), label, &key, directory.path());
         }
@@ -223,7 +233,7 @@ impl RestoredSite {
         arguments.extend(source);
         let table = self.place(table);
         for (flag, value) in [("--key", &*key), ("--cluster", CLUSTER), ("--socket", &*socket), ("--table", &*table)] {
-            if !given(flag) {
+            if !(given(flag) || flag == "--key" && given("--token")) {
                 arguments.extend([flag, value]);
             }
         }

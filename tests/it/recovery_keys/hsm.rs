@@ -11,6 +11,14 @@ use crate::harness::{Config, Plugin, TestToken, text};
 use crate::parts;
 use crate::refusal::refusal;
 
+/// Makes a key of this scheme in the HSM. Returns the file that names the HSM, and the one with the public half.
+pub fn make_key(hsm: &TestToken, scheme: &str) -> (PathBuf, PathBuf) {
+    let offline = token_file(hsm.directory(), &hsm.section(), &serial(hsm), "recovery");
+    let recipient = hsm.directory().join("recipient.json");
+    succeeds(&keygen(&text(&offline), scheme, &text(&recipient)));
+    (offline, recipient)
+}
+
 /// The serial number, which the refusal of another one tells; no PIN is tried.
 fn serial(token: &TestToken) -> String {
     let offline = text(&token_file(token.directory(), &token.section(), "?", "none"));

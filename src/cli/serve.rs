@@ -35,15 +35,16 @@ pub(super) struct ServeArgs {
     config: PathBuf,
 }
 
-/// Requests of one connection that run at a time; further ones wait in the client. Each may hold a message in memory.
-const STREAMS: u32 = 64;
+/// Requests of one connection that run at a time; further ones wait in the client. Each may hold a message in memory. An API server that
+/// starts has one connection and may ask for thousands of seeds.
+const STREAMS: u32 = 1024;
 
 /// Largest header list of a request, in bytes. The API server's have some 200.
 const HEADER_BYTES: u32 = 8 * 1024;
 
 /// A peer that answers no ping is gone, or never spoke HTTP/2: its connection is closed.
-const PING_INTERVAL: Duration = Duration::from_secs(15);
-const PING_LIMIT: Duration = Duration::from_secs(5);
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_LIMIT: Duration = Duration::from_secs(30);
 
 /// What a request may take longer than its deadline, until its last byte is there.
 const TRANSFER_LIMIT: Duration = Duration::from_millis(500);

@@ -27,6 +27,10 @@ fn check(text: &str) {
     assert_eq!(plain(&written), plain(text));
     assert!(Share::parse(&written).is_ok_and(|again| again.is(&share)));
     assert!(Share::parse(&written.to_uppercase()).is_ok_and(|again| again.is(&share)));
+    // To find the slip takes thousands of attempts: not with every share.
+    if share.number() != 1 {
+        return;
+    }
     let mut wrong = written.to_string();
     let last = if wrong.ends_with('q') { 'p' } else { 'q' };
     wrong.pop();

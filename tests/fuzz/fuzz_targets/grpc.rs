@@ -26,9 +26,14 @@ fuzz_target!(|bytes: &[u8]| {
     let Some((&kind, body)) = bytes.split_first() else { return };
     let method = ["Status", "Encrypt", "Decrypt", "Other"][usize::from(kind & 3)];
     // Every second one is whole, every other is a frame as the fuzzer makes it.
-    let body = if kind & 4 == 0 { [&[0][..], &u32::try_from(body.len()).unwrap().to_be_bytes(), body].concat() } else { body.to_vec() };
+    let body = if kind & 4 == 0 {
+        [&[0][..], &u32::try_from(body.len()).unwrap().to_be_bytes(), body].concat()
+    } else {
+        body.to_vec()
+    };
     let request = Request::post(format!("http://kms/v2.KeyManagementService/{method}"));
-    let request = request.header("content-type", "application/grpc").header("te", "trailers").header("grpc-timeout", "1m");
+    let request =
+        request.header("content-type", "application/grpc").header("te", "trailers").header("grpc-timeout", "1m");
     let request = request.body(Body::new(Full::new(Bytes::from(body)))).unwrap();
     let (runtime, server) = server();
     let code = runtime.block_on(async {

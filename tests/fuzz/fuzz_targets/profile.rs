@@ -13,7 +13,10 @@ fuzz_target!(|bytes: &[u8]| {
             assert_eq!(again, Some(format!("{read:?}")));
             refuses_more_yaml(bytes, |bytes| Family::parse(bytes).is_ok());
             for profile in read.profiles {
-                drop((profile.full_name(), profile.usable().map_err(|unusable| (unusable.to_string(), unusable.hint()))));
+                drop((
+                    profile.full_name(),
+                    profile.usable().map_err(|unusable| (unusable.to_string(), unusable.hint())),
+                ));
             }
         }
         Err(error) => drop((error.to_string(), error.hint())),

@@ -26,7 +26,8 @@ fuzz_target!(|bytes: &[u8]| {
 fn key_text(text: &str) {
     if let Ok(key) = HybridKey::parse(text) {
         let written = key.to_text();
-        let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+        let lines: Vec<_> =
+            text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
         assert_eq!(lines, [written.as_str()]);
     }
 }

@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::sync::OnceLock;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use bech32::primitives::iter::{ByteIterExt, Fe32IterExt};
 use bech32::{Bech32m, Hrp};
@@ -19,7 +19,11 @@ pub fn refuses_more_yaml(bytes: &[u8], accepts: impl Fn(&[u8]) -> bool) {
 pub fn refuses_more_json(bytes: &[u8], accepts: impl Fn(&[u8]) -> bool) {
     let Some(end) = bytes.iter().rposition(|byte| *byte == b'}') else { return };
     for more in [&br#","unknown_key":1}"#[..], br#","version":1}"#, b"}{}"] {
-        assert!(!accepts(&[&bytes[..end], more].concat()), "accepted with {} at its end", String::from_utf8_lossy(more));
+        assert!(
+            !accepts(&[&bytes[..end], more].concat()),
+            "accepted with {} at its end",
+            String::from_utf8_lossy(more)
+        );
     }
 }
 

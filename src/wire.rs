@@ -90,7 +90,9 @@ impl Drop for FrameBuffer {
 
 #[cfg(test)]
 mod tests {
-    use super::link::{Reply, Sealed, reply};
+    use proptest::prelude::*;
+
+    use super::link::{Reply, Request, Sealed, reply};
     use super::*;
 
     fn reply(id: u64) -> Reply {
@@ -123,5 +125,35 @@ mod tests {
         let mut frames = FrameBuffer::default();
         frames.push(&[0xff, 0xff, 0xff, 0x7f]);
         assert!(matches!(frames.take::<Reply>(), Err(FrameError::TooLong(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_the_same_way_in_any_pieces(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            whole in 0_usize..3,
+            piece in 1_usize..50,
+        ) {
+            let mut sent = Vec::new();
+            (0..whole as u64).for_each(|id| append(&reply(id), &mut sent));
+            sent.extend(bytes);
+            prop_assert_eq!(read::<Reply>(&sent, piece), read::<Reply>(&sent, sent.len().max(1)));
+            prop_assert_eq!(read::<Request>(&sent, piece), read::<Request>(&sent, sent.len().max(1)));
+        }
+    }
+
+    fn read<M: Message + Default>(bytes: &[u8], piece: usize) -> (Vec<M>, bool) {
+        let (mut frames, mut messages) = (FrameBuffer::default(), Vec::new());
+        for piece in bytes.chunks(piece) {
+            frames.push(piece);
+            loop {
+                match frames.take() {
+                    Ok(Some(message)) => messages.push(message),
+                    Ok(None) => break,
+                    Err(_) => return (messages, false),
+                }
+            }
+        }
+        (messages, true)
     }
 }

@@ -104,10 +104,10 @@ pub enum PlanError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The profile that it names cannot be used.
-    #[error("{WHAT} {}: `token.profile`: {error}", path.display())]
+    #[error("{WHAT}{}: `token.profile`: {error}", path.as_ref().map(|path| format!(" {}", path.display())).unwrap_or_default())]
     Profile {
-        /// Where the plan lies.
-        path: PathBuf,
+        /// Where the plan lies, if it was read from a file.
+        path: Option<PathBuf>,
         /// What is wrong with the profile.
         error: ProfileError,
     },
@@ -156,13 +156,23 @@ impl Plan {
 
     /// Reads a plan strictly: unknown and duplicate keys are refused.
     pub fn load(path: &Path) -> Result<Self, PlanError> {
-        let fault = |fault| FileError::new(WHAT, Some(path), fault);
-        let bytes = strict::read(path).map_err(fault)?;
-        let file: File = strict::yaml(&bytes, VERSION).map_err(fault)?;
-        check_secrets(&bytes).map_err(fault)?;
-        let lock = PlanLock::new(&bytes).map_err(fault)?;
-        let profile_of =
-            |token: &FileToken| token.profile().map_err(|error| PlanError::Profile { path: path.to_owned(), error });
+        let bytes = strict::read(path).map_err(|fault| FileError::new(WHAT, Some(path), fault))?;
+        Self::checked(&bytes, Some(path))
+    }
+
+    /// As [`Plan::load`], for bytes that are not from a file. The files that they name are read all the same.
+    pub fn parse(bytes: &[u8]) -> Result<Self, PlanError> {
+        Self::checked(bytes, None)
+    }
+
+    fn checked(bytes: &[u8], path: Option<&Path>) -> Result<Self, PlanError> {
+        let fault = |fault| FileError::new(WHAT, path, fault);
+        let file: File = strict::yaml(bytes, VERSION).map_err(fault)?;
+        check_secrets(bytes).map_err(fault)?;
+        let lock = PlanLock::new(bytes).map_err(fault)?;
+        let profile_of = |token: &FileToken| {
+            token.profile().map_err(|error| PlanError::Profile { path: path.map(Path::to_path_buf), error })
+        };
         let profile = profile_of(&file.token)?;
         let mut copies = Vec::new();
         for CopyFile { serial, token } in file.copies.unwrap_or_default() {

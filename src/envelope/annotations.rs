@@ -89,6 +89,8 @@ fn shown(key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn annotations(pairs: &[(&str, usize)]) -> Annotations {
@@ -160,5 +162,27 @@ mod tests {
         let error = check(&annotations(&[(&format!("\u{1b}[31m{}", "x".repeat(1000)), 0)])).unwrap_err();
         assert!(error.to_string().len() < 160, "{error}");
         assert!(!error.to_string().contains('\u{1b}'));
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_sets_of_annotations_have_one_hash(
+            one in prop::collection::hash_map("[a-b]{1,3}", prop::collection::vec(0_u8..3, 0..3), 0..3),
+            other in prop::collection::hash_map("[a-b]{1,3}", prop::collection::vec(0_u8..3, 0..3), 0..3),
+        ) {
+            let owned = |map: HashMap<String, Vec<u8>>| -> Annotations {
+                map.into_iter().map(|(key, value)| (key, value.into())).collect()
+            };
+            let (one, other) = (owned(one), owned(other));
+            prop_assert_eq!(hash(&one) == hash(&other), one == other);
+        }
+
+        #[test]
+        fn a_name_that_is_accepted_keeps_the_rules(name in "[a-z0-9.A_-]{0,12}") {
+            if check(&[(name.clone(), Bytes::new())].into()).is_ok() {
+                prop_assert!(name.contains('.') && !name.contains("..") && !name.contains(['A', '_']));
+                prop_assert!(!name.split('.').any(|label| label.starts_with('-') || label.ends_with('-')));
+            }
+        }
     }
 }

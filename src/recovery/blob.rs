@@ -70,3 +70,30 @@ impl<'a> RecoveryBlob<'a> {
 
 const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 2;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_is_read_is_written_the_same_way(code: u8, length in 0_usize..2200, fill: u8) {
+            let bytes = [&[VERSION, code][..], &vec![fill; length]].concat();
+            let scheme = Scheme::from_code(code);
+            let fits = scheme.is_some_and(|scheme| scheme.sealed_bytes().contains(&length));
+            match RecoveryBlob::parse(&bytes) {
+                Ok(blob) => prop_assert!(fits && blob.encode() == bytes && Some(blob.scheme()) == scheme),
+                Err(_) => prop_assert!(!fits),
+            }
+        }
+
+        #[test]
+        fn other_versions_and_codes_are_refused(version: u8, code: u8, length in prop::sample::select(vec![384, 512, 1168])) {
+            let bytes = [&[version, code][..], &vec![7; length]].concat();
+            let read = RecoveryBlob::parse(&bytes);
+            prop_assert!(read.is_err() || (version == VERSION && (1..=3).contains(&code)));
+        }
+    }
+}

@@ -59,6 +59,8 @@ const MOST_CHARACTERS: usize = 128;
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -77,6 +79,17 @@ mod tests {
             (text.to_uppercase().replacen("HKR1", "hkr1", 1), KeyTextError::Checksum),
         ] {
             assert_eq!(read(&wrong), Err(error), "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn one_changed_character_is_always_found(bytes: [u8; 32], place in 4_usize..70, other in "[!-~]") {
+            let text = HybridKey::from_bytes(&bytes).to_text();
+            prop_assert_eq!(HybridKey::parse(&text).map(|key| *key.expose()), Ok(bytes));
+            let place = place.min(text.len() - 1);
+            let changed = format!("{}{other}{}", &text[..place], &text[place + 1..]);
+            prop_assert!(changed == *text || HybridKey::parse(&changed).is_err());
         }
     }
 }

@@ -15,7 +15,7 @@ use super::rsa_oaep::{self, RsaPublic};
 use super::{Binding, SealError};
 use crate::envelope::{MAX_PLAINTEXT_BYTES, update_prefixed};
 use crate::secret::Plaintext;
-use crate::strict::{self, Base64, FileError};
+use crate::strict::{self, Base64, Fault, FileError};
 
 /// How a seed is sealed to a recipient. The numbers are frozen: they are stored in etcd.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -117,8 +117,13 @@ impl Recipient {
 
     /// Reads the file that `hsm-kms recovery keygen` wrote.
     pub fn read(path: &Path) -> Result<Self, FileError> {
-        let read = strict::read(path).and_then(|bytes| strict::json(&bytes, VERSION));
-        read.map(|File { recipient, .. }| recipient).map_err(|fault| FileError::new(WHAT, Some(path), fault))
+        let read = strict::read(path).and_then(|bytes| read(&bytes));
+        read.map_err(|fault| FileError::new(WHAT, Some(path), fault))
+    }
+
+    /// As [`Recipient::read`], for bytes that are not from a file.
+    pub fn parse(bytes: &[u8]) -> Result<Self, FileError> {
+        read(bytes).map_err(|fault| FileError::new(WHAT, None, fault))
     }
 
     /// The text of that file.
@@ -172,6 +177,10 @@ pub fn is_annotation(name: &str) -> bool {
 
 const ANNOTATION_SUFFIX: &str = ".recovery.hsm-kms";
 const ANNOTATION_DIGITS: usize = 16;
+
+fn read(bytes: &[u8]) -> Result<Recipient, Fault> {
+    strict::json(bytes, VERSION).map(|File { recipient, .. }| recipient)
+}
 
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]

@@ -57,6 +57,7 @@ mod resilience;
 mod rotation;
 mod seals;
 mod setup;
+mod supply_chain;
 mod traps;
 mod vectors;
 mod worker_loss;

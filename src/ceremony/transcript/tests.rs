@@ -2,6 +2,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -226,4 +227,23 @@ fn the_documented_transcript_holds() {
     let plan = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752".parse().unwrap();
     let events = verify(text.as_bytes(), &plan).unwrap();
     assert!(document.contains(&format!("\"transcript_head\": \"{}\"", events[1].hash)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_byte_of_a_transcript_can_be_changed(place: prop::sample::Index, other: u8) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut transcript = begun(folder.path());
+        close(&mut transcript);
+        let whole = content(folder.path());
+        prop_assert_eq!(verify(&whole, &PLAN).unwrap().len(), 6);
+        let place = place.index(whole.len());
+        let mut changed = whole.clone();
+        changed[place] = other;
+        prop_assert!(changed == whole || verify(&changed, &PLAN).is_err());
+        prop_assert!(verify(&whole[..place], &PLAN).is_err());
+        prop_assert!(verify(&[&whole[..], &[other]].concat(), &PLAN).is_err());
+    }
 }

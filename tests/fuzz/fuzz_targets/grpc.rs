@@ -5,7 +5,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hsm_kms::keyring::{Current, Kek, Keyring};
+use hsm_kms::keyring::{Current, Kek, Keyring, RewrapTable};
 use hsm_kms::kms::proto::key_management_service_server::KeyManagementServiceServer;
 use hsm_kms::kms::service::{MAX_MESSAGE_BYTES, Service};
 use hsm_kms::kms::status::HealthPolicy;
@@ -21,6 +21,9 @@ use tower::ServiceExt;
 
 /// Its key_id stands in the seeds.
 const RECORD: &[u8] = include_bytes!("../corpus/record/trial");
+
+/// What a lost KEK sealed; the key_id of that stands in the seeds, too.
+const TABLE: &[u8] = include_bytes!("../corpus/rewrap_table/two");
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((&kind, body)) = bytes.split_first() else { return };
@@ -60,7 +63,10 @@ fn server() -> &'static (Runtime, KeyManagementServiceServer<Service>) {
         let tokens = runtime.block_on(async { Tokens::start(Vec::new(), 64) });
         let kek = Kek::only(KekRecord::parse(RECORD).unwrap(), Sha256Digest::of(RECORD));
         let keyring = Keyring::new("prod-eu-1", vec![kek], tokens).unwrap();
-        let service = Service::new(Arc::new(Current::fixed(keyring)), HealthPolicy::Strict, Duration::from_millis(1));
+        let table = RewrapTable::parse(TABLE).ok();
+        assert!(table.is_some());
+        let service =
+            Service::new(Arc::new(Current::fixed(keyring)), HealthPolicy::Strict, Duration::from_millis(1), table);
         (runtime, KeyManagementServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES))
     })
 }

@@ -1,7 +1,8 @@
 //! The commands in the documents exist, with their flags.
 //!
 //! Looked at are the blocks marked `sh` or `console` in README.md, docs/*.md and docs/runbooks/*.md: there, every call of `hsm-kms` and of a
-//! script. A block without a mark is refused if it has one, since nothing would check it. And the tests that a runbook names exist.
+//! script. A block without a mark is refused if it has one, since nothing would check it. And the tests that a runbook or
+//! docs/security.md names exist.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -32,20 +33,19 @@ fn commands_in_the_documents_exist() {
 }
 
 #[test]
-fn tests_that_runbooks_name_exist() {
+fn tests_that_the_documents_name_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = 0;
-    for path in runbooks() {
-        let runbook = fs::read_to_string(&path).unwrap();
-        let Some((_, table)) = runbook.split_once("| statement | test |\n|---|---|\n") else { continue };
-        for name in table.lines().filter_map(|line| line.rsplit('|').nth(1)).flat_map(|cell| cell.split(',')) {
-            let name = name.trim().trim_matches('`');
+    for path in runbooks().into_iter().chain([root.join("docs/security.md")]) {
+        let document = fs::read_to_string(&path).unwrap();
+        for name in TABLES.iter().flat_map(|heading| document.split(heading).skip(1)).flat_map(names) {
             let (module, test) = name.rsplit_once("::").unwrap_or_else(|| panic!("{name:?} is not module::test"));
             // An integration test's module is a file of tests/it, a unit test's one of src.
             let unit = module.trim_end_matches("::tests").replace("::", "/");
             let files = [
                 format!("tests/it/{}.rs", module.replace("::", "/")),
                 format!("src/{unit}.rs"),
+                format!("src/{unit}/mod.rs"),
                 format!("src/{unit}/tests.rs"),
             ];
             let exists = files.iter().any(|file| {
@@ -55,7 +55,17 @@ fn tests_that_runbooks_name_exist() {
             found += 1;
         }
     }
-    assert!(found > 0, "no runbook names a test");
+    assert!(found > 80, "{found} tests are named");
+}
+
+/// Headings of tables whose last column names tests.
+const TABLES: [&str; 2] = ["| statement | test |\n|---|---|\n", "| claim | mechanism | test |\n|---|---|---|\n"];
+
+/// The tests in the last column of a table, of which this is the rest of the document.
+fn names(rest: &str) -> Vec<&str> {
+    let rows = rest.lines().take_while(|line| line.starts_with('|'));
+    let cells = rows.filter_map(|line| line.rsplit('|').nth(1)).flat_map(|cell| cell.split(','));
+    cells.map(|name| name.trim().trim_matches('`')).collect()
 }
 
 #[test]

@@ -82,4 +82,8 @@ fn a_key_in_software_is_made_once_and_is_its_owners() {
     assert!(refused.code == 2 && refused.why.contains("exists"), "{}", refused.text);
     // The one that is there is still it.
     assert!(!key.secret().is_empty());
+    // No private half without its public half.
+    let other = directory.path().join("other");
+    crate::refusal::refusal(&["recovery", "keygen", "--key", &text(&other), "--recipient", &text(&key.recipient)], b"");
+    assert!(!other.exists());
 }

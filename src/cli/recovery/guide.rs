@@ -86,7 +86,7 @@ enum State {
 pub(super) fn run(args: &GuideArgs) -> Result<ExitCode, CliError> {
     let steps = match Facts::gather(args) {
         Ok(facts) => steps::all(args, &facts),
-        Err(error) => vec![steps::no_backup(args, &error)],
+        Err(error) => vec![steps::no_backup(&error)],
     };
     let done = steps.iter().all(|step| step.state == State::Done);
     let guide = Guide { version: 1, done, steps };

@@ -51,6 +51,7 @@ fn in_software(path: &Path, public: &Path) -> Result<Recipient, CliError> {
     let key = HybridKey::generate()
         .map_err(|error| failure(ExitCode::NotReachable, "no key was made", error.to_string(), "try again"))?;
     let recipient = private_key::recipient_of(&key)?;
+    file::check_new(public)?;
     file::write_new(path, 0o600, key_file(&key, &recipient).as_bytes())?;
     file::write_new(public, 0o644, recipient.to_json().as_bytes())?;
     Ok(recipient)

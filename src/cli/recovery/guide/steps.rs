@@ -11,9 +11,9 @@ use crate::cli::recovery::audit::{Audit, percent};
 const NOT_GIVEN: &str = "not given yet";
 
 /// Nothing can be found out.
-pub(super) fn no_backup(args: &GuideArgs, error: &CliError) -> Step {
+pub(super) fn no_backup(error: &CliError) -> Step {
     let next = format!("{}. Give another copy:\n  hsm-kms recovery guide --snapshot FILE", error.hint);
-    open("the backup is readable", format!("{}: {}", args.snapshot.display(), error.why), next)
+    open("the backup is readable", error.why.clone(), next)
 }
 
 pub(super) fn all(args: &GuideArgs, facts: &Facts) -> Vec<Step> {

@@ -87,8 +87,8 @@ pub struct Group {
     pub oldest_revision: u64,
     /// The largest.
     pub newest_revision: u64,
-    /// How many carry an annotation: see [`is_covered`].
-    pub annotated: u64,
+    /// How many carry their seed sealed to a recovery recipient, too: see [`is_covered`].
+    pub covered: u64,
 }
 
 /// Most faults that a report spells out.
@@ -123,7 +123,7 @@ struct Tally {
     bytes: u64,
     oldest_revision: u64,
     newest_revision: u64,
-    annotated: u64,
+    covered: u64,
 }
 
 /// Whether the seed of this object can be recovered without its KEK, as far as its annotations tell: one of them carries the seed,
@@ -182,7 +182,7 @@ impl Counter {
         };
         tally.objects += 1;
         tally.bytes += size;
-        tally.annotated += u64::from(covered);
+        tally.covered += u64::from(covered);
         tally.newest_revision = tally.newest_revision.max(entry.mod_revision);
         tally.oldest_revision =
             if tally.objects == 1 { entry.mod_revision } else { tally.oldest_revision.min(entry.mod_revision) };
@@ -240,7 +240,7 @@ fn group((key, tally): (Key, Tally)) -> Group {
         bytes: tally.bytes,
         oldest_revision: tally.oldest_revision,
         newest_revision: tally.newest_revision,
-        annotated: tally.annotated,
+        covered: tally.covered,
     }
 }
 
@@ -251,7 +251,7 @@ fn printable_key_id(key_id: &str) -> String {
 
 /// A value as a test writes it.
 #[cfg(test)]
-pub(super) fn sealed(provider: &str, key_id: &str, seed: &str, annotated: bool) -> prost::bytes::Bytes {
+pub(super) fn sealed(provider: &str, key_id: &str, seed: &str, covered: bool) -> prost::bytes::Bytes {
     use prost::Message;
     use prost::bytes::Bytes;
 
@@ -259,7 +259,7 @@ pub(super) fn sealed(provider: &str, key_id: &str, seed: &str, annotated: bool) 
         encrypted_data: Bytes::from_static(b"data"),
         key_id: key_id.to_owned(),
         encrypted_dek_source: Bytes::from(seed.to_owned()),
-        annotations: annotated
+        annotations: covered
             .then(|| ("0123456789abcdef.recovery.hsm-kms".to_owned(), Bytes::new()))
             .into_iter()
             .collect(),
@@ -302,7 +302,7 @@ mod tests {
         let inventory = store();
         assert_eq!((inventory.objects, inventory.complete, inventory.groups.len()), (8, true, 7));
         let group = inventory.groups.iter().find(|group| group.objects == 2).unwrap();
-        assert_eq!((group.oldest_revision, group.newest_revision, group.annotated), (3, 7, 1));
+        assert_eq!((group.oldest_revision, group.newest_revision, group.covered), (3, 7, 1));
         assert_eq!(group.key_id_hash.as_deref(), Some(key_id::hash("new").as_str()));
         assert_eq!(group.seed, Some(HEXLOWER.encode(&Sha256::digest(b"s1"))));
         let keks = inventory.keks();

@@ -22,8 +22,8 @@ pub struct Kek<'a> {
     pub objects: u64,
     /// The smallest revision at which one of them was last written.
     pub oldest_revision: u64,
-    /// How many carry an annotation.
-    pub annotated: u64,
+    /// How many carry their seed sealed to a recovery recipient, too.
+    pub covered: u64,
 }
 
 impl Inventory {
@@ -42,7 +42,7 @@ impl Inventory {
                         seeds: 0,
                         objects: 0,
                         oldest_revision: u64::MAX,
-                        annotated: 0,
+                        covered: 0,
                     };
                     (kek, BTreeSet::new())
                 });
@@ -50,7 +50,7 @@ impl Inventory {
             seeds.extend(group.seed.as_deref());
             kek.objects += group.objects;
             kek.oldest_revision = kek.oldest_revision.min(group.oldest_revision);
-            kek.annotated += group.annotated;
+            kek.covered += group.covered;
         }
         let mut keks: Vec<Kek<'_>> =
             found.into_values().map(|(kek, seeds)| Kek { seeds: seeds.len(), ..kek }).collect();

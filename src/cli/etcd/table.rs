@@ -34,9 +34,9 @@ pub(super) fn text(inventory: &Inventory) -> String {
         }
         line(format!("\n{table}"));
         line(format!("\n{}", seeds(inventory)));
-        let annotated: u64 = keks.iter().map(|kek| kek.annotated).sum();
+        let covered: u64 = keks.iter().map(|kek| kek.covered).sum();
         let all: u64 = keks.iter().map(|kek| kek.objects).sum();
-        line(format!("\nWith an annotation, where a recovery copy of the seed would be: {annotated} of {all}."));
+        line(format!("\nSealed to a recovery recipient, too: {covered} of {all}."));
     }
     for (resource, count) in inventory.mixed() {
         line(format!("\nwarning: {count} of {resource} are in plain text, though others are encrypted."));
@@ -182,7 +182,7 @@ pub(super) mod tests {
             bytes: objects * 777,
             oldest_revision: 12_345_678,
             newest_revision: 12_345_679,
-            annotated: 0,
+            covered: 0,
         };
         let (new, old) =
             ("hsm1-00112233445566778899aabbccddeeff00112233", "hsm1-ffeeddccbbaa00112233445566778899aabbccdd");

@@ -186,7 +186,7 @@ async fn a_kek_that_is_needed_is_not_retired() {
                 "bytes": 300,
                 "oldest_revision": 1,
                 "newest_revision": 9,
-                "annotated": 0,
+                "covered": 0,
             }],
             "faults": [],
             "faults_left_off": 0,

@@ -1,6 +1,7 @@
 //! Parses the command line, runs the command, prints its error and hint, exits.
 
 use std::alloc::System;
+use std::io::Write;
 
 use clap::Parser;
 use hsm_kms::cli::{self, Args};
@@ -15,7 +16,8 @@ fn main() -> std::process::ExitCode {
     match cli::run(Args::parse()) {
         Ok(code) => code.into(),
         Err(error) => {
-            eprintln!("{error}");
+            // A terminal that is gone takes no error, and is no reason to panic.
+            let _ = writeln!(std::io::stderr(), "{error}");
             error.code.into()
         }
     }

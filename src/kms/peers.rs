@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 
 /// Open connections of one process, at most. An API server has one per provider entry.
-pub const CONNECTIONS_PER_PROCESS: usize = 16;
+pub const CONNECTIONS_PER_PROCESS: usize = 64;
 
 /// Open connections of all processes, at most: below the 1024 descriptors that a process has by default.
 pub const CONNECTIONS: usize = 512;

@@ -38,7 +38,7 @@ impl CeremonyId {
 }
 
 /// A SHA-256 digest, written as 64 lower-case hex digits.
-#[derive(Clone, Copy, Eq, PartialEq)]
+#[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Sha256Digest(pub [u8; 32]);
 
 impl Sha256Digest {

@@ -66,7 +66,7 @@ pub(super) struct Audit {
     faults: Vec<String>,
     faults_left_off: u64,
     /// Digests of the seeds that the living KEK opened, sorted. Only with a socket.
-    opened: Option<BTreeSet<Digest>>,
+    opened: Option<BTreeSet<Sha256Digest>>,
     /// Seeds that it refused, the first of them.
     refused: Vec<String>,
     refused_left_off: u64,
@@ -92,23 +92,6 @@ struct Covered {
     recipient: String,
     objects: u64,
     seeds: u64,
-}
-
-/// With an order.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(transparent)]
-struct Digest(Sha256Digest);
-
-impl Ord for Digest {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.0.cmp(&other.0.0)
-    }
-}
-
-impl PartialOrd for Digest {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
 }
 
 pub(super) fn run(args: &AuditArgs) -> Result<ExitCode, CliError> {
@@ -212,7 +195,7 @@ impl Audit {
 
     /// Whether the living KEK opened this seed.
     pub(super) fn opened(&self, digest: &[u8; 32]) -> bool {
-        self.opened.as_ref().is_some_and(|opened| opened.contains(&Digest(Sha256Digest(*digest))))
+        self.opened.as_ref().is_some_and(|opened| opened.contains(&Sha256Digest(*digest)))
     }
 
     /// Objects that carry a blob, and all.
@@ -253,7 +236,7 @@ impl Audit {
                 continue;
             }
             match plugin.decrypt(&seed.ciphertext, &seed.key_id, &seed.annotations)? {
-                Ok(_) => drop(opened.insert(Digest(Sha256Digest(*digest)))),
+                Ok(_) => drop(opened.insert(Sha256Digest(*digest))),
                 Err(status) => {
                     let (seed_name, example) = (sealed::short_digest(digest), shown(&seed.example));
                     let why = plugin::in_words(&status);

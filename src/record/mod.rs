@@ -157,6 +157,18 @@ pub enum Recovery {
     Recipients,
 }
 
+impl Recovery {
+    /// The first way that there is to open seeds without the token.
+    pub fn of(copies: usize, has_shares: bool, has_recipients: bool) -> Self {
+        match (copies >= COPIES_TO_RECOVER, has_shares, has_recipients) {
+            (true, _, _) => Self::Copies,
+            (false, true, _) => Self::Shares,
+            (false, false, true) => Self::Recipients,
+            (false, false, false) => Self::None,
+        }
+    }
+}
+
 impl Kind {
     /// As files write it.
     pub fn word(self) -> &'static str {
@@ -302,14 +314,9 @@ pub fn proof_context(form: SealForm, ceremony: &CeremonyId, kek: &CkaId, recipie
     Context::proof(form, &ceremony.to_string(), kek.as_bytes(), fingerprints.iter().map(Fingerprint::as_bytes))
 }
 
-/// The first way that there is to open seeds without the token.
 fn recovery(witnessed: Option<&Witnessed>, recipients: &[Recipient]) -> Recovery {
-    match witnessed {
-        Some(witnessed) if witnessed.copies.len() >= COPIES_TO_RECOVER => Recovery::Copies,
-        Some(Witnessed { shares: Some(_), .. }) => Recovery::Shares,
-        _ if !recipients.is_empty() => Recovery::Recipients,
-        _ => Recovery::None,
-    }
+    let copies = witnessed.map_or(0, |witnessed| witnessed.copies.len());
+    Recovery::of(copies, witnessed.is_some_and(|witnessed| witnessed.shares.is_some()), !recipients.is_empty())
 }
 
 fn recipients<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Recipient>, D::Error> {

@@ -74,7 +74,8 @@ fn imports(root: &Path) -> BTreeMap<String, BTreeSet<String>> {
     found
 }
 
-fn sources(directory: &Path) -> Vec<(String, String)> {
+/// Paths and texts of all Rust files below.
+pub fn sources(directory: &Path) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();

@@ -12,9 +12,6 @@ use crate::ceremony::transcript::{CeremonyKind, EventKind};
 use crate::profile::UserKind;
 use crate::record::{KekRecord, Recovery, TokenCopy};
 
-/// Copies from which a KEK counts as one that outlives its token.
-const ENOUGH: usize = 2;
-
 impl Run<'_> {
     pub(super) fn copies(&mut self, draft: &KekRecord) -> Result<Vec<TokenCopy>, CeremonyError> {
         let planned = self.witnessed.copies.len();
@@ -44,7 +41,9 @@ impl Run<'_> {
             }
             // Wiped: every token that was to get the KEK has it.
             run.restored = None;
-            if copies.len() < ENOUGH && run.shares.is_none() && run.plan.recipients.is_empty() {
+            let count = copies.len();
+            let recovery = Recovery::of(count, run.shares.is_some(), !run.plan.recipients.is_empty());
+            if recovery == Recovery::None {
                 run.console.tell(
                     "NO-RECOVERY: fewer than two copies of this KEK are proved, and there is no recovery recipient. If its token is lost, every Secret in etcd and in its \
                      backups is lost. The plugin serves such a KEK only with kek.accept_data_loss.",
@@ -53,13 +52,6 @@ impl Run<'_> {
                     (answer == "NO-RECOVERY").then_some(())
                 })?;
             }
-            let count = copies.len();
-            let recovery = match (count >= ENOUGH, run.shares.is_some(), run.plan.recipients.is_empty()) {
-                (true, _, _) => Recovery::Copies,
-                (false, true, _) => Recovery::Shares,
-                (false, false, false) => Recovery::Recipients,
-                (false, false, true) => Recovery::None,
-            };
             Ok((copies, json!({"proved": count, "recovery": recovery})))
         })
     }

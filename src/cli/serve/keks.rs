@@ -18,8 +18,9 @@ pub(super) fn load(config: &Config) -> Result<(Vec<Kek>, Option<KeyringFile>), C
     match &config.kek.source {
         KekSource::Record(path) => {
             let refuse = |error: FileError| unusable(path, error.to_string(), error.hint());
-            let record = KekRecord::read(path).map_err(refuse)?;
             let bytes = strict::read(path).map_err(|fault| refuse(FileError::new("KEK record", Some(path), fault)))?;
+            let record =
+                KekRecord::parse(&bytes).map_err(|error| refuse(FileError { path: Some(path.to_owned()), ..error }))?;
             check(config, path, &record)?;
             Ok((vec![Kek::only(record, Sha256Digest::of(&bytes))], None))
         }

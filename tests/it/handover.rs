@@ -172,9 +172,9 @@ fn a_socket_that_is_too_open_or_another_is_refused() {
     let mut config = Config::new(&token, &record, "plugin");
     let passed_on = config.socket();
     let refusal = |config: &Config, mode| {
-        // It becomes the plugin at the first connection, and that ends.
+        // It becomes the plugin at the first connection, and that ends. Its socket has a name before it listens.
         let mut child = activated(config, &passed_on, mode);
-        let _connected = UnixStream::connect(&passed_on).unwrap();
+        let _connected = wait_for("a listener", || UnixStream::connect(&passed_on).ok());
         let status = wait_for("the refusal", || child.try_wait().unwrap());
         assert_eq!(status.code(), Some(2));
         let mut text = String::new();

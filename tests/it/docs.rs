@@ -1,126 +1,35 @@
-//! The commands in the documents exist, with their flags.
+//! What the documents say: their commands exist and are run, their links lead somewhere, and what is made from the program is up to date.
 //!
-//! Looked at are the blocks marked `sh` or `console` in README.md, docs/*.md and docs/runbooks/*.md: there, every call of `hsm-kms` and of a
-//! script. A block without a mark is refused if it has one, since nothing would check it. And the tests that a runbook or
-//! docs/security.md names exist.
+//! Blocks marked `sh` or `console` hold commands. A block without such a mark is refused if it has one, since nothing would check it.
 
-use std::collections::BTreeMap;
+mod commands;
+mod generated;
+mod links;
+
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use crate::harness::run;
-
-#[test]
-fn commands_in_the_documents_exist() {
-    let mut help = Help::default();
-    let (mut found, mut wrong) = (0, Vec::new());
-    for path in documents() {
-        for (line, block) in blocks(&fs::read_to_string(&path).unwrap()) {
-            for command in block.commands() {
-                found += 1;
-                let place = format!("{}:{line}", path.display());
-                match block.mark.as_str() {
-                    "sh" | "console" => wrong.extend(help.check(&command).err().map(|why| format!("{place}: {why}"))),
-                    mark => wrong.push(format!("{place}: a block with commands is marked {mark:?}, not sh or console")),
-                }
-            }
-        }
-    }
-    assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(found > 0, "no command was found in any document");
-}
-
-#[test]
-fn tests_that_the_documents_name_exist() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut found = 0;
-    for path in runbooks().into_iter().chain([root.join("docs/security.md")]) {
-        let document = fs::read_to_string(&path).unwrap();
-        for name in TABLES.iter().flat_map(|heading| document.split(heading).skip(1)).flat_map(names) {
-            let (module, test) = name.rsplit_once("::").unwrap_or_else(|| panic!("{name:?} is not module::test"));
-            // An integration test's module is a file of tests/it, a unit test's one of src.
-            let unit = module.trim_end_matches("::tests").replace("::", "/");
-            let files = [
-                format!("tests/it/{}.rs", module.replace("::", "/")),
-                format!("src/{unit}.rs"),
-                format!("src/{unit}/mod.rs"),
-                format!("src/{unit}/tests.rs"),
-            ];
-            let exists = files.iter().any(|file| {
-                fs::read_to_string(root.join(file)).is_ok_and(|source| source.contains(&format!("fn {test}(")))
-            });
-            assert!(exists, "{}: there is no test {name}", path.display());
-            found += 1;
-        }
-    }
-    assert!(found > 80, "{found} tests are named");
-}
-
-/// Headings of tables whose last column names tests.
-const TABLES: [&str; 2] = ["| statement | test |\n|---|---|\n", "| claim | mechanism | test |\n|---|---|---|\n"];
-
-/// The tests in the last column of a table, of which this is the rest of the document.
-fn names(rest: &str) -> Vec<&str> {
-    let rows = rest.lines().take_while(|line| line.starts_with('|'));
-    let cells = rows.filter_map(|line| line.rsplit('|').nth(1)).flat_map(|cell| cell.split(','));
-    cells.map(|name| name.trim().trim_matches('`')).collect()
-}
-
-#[test]
-fn commands_that_do_not_exist_are_found() {
-    let mut help = Help::default();
-    let mut check = |text: &str| {
-        let commands = Block { mark: "sh".to_owned(), text: text.to_owned() }.commands();
-        assert_eq!(commands.len(), 1, "{text}");
-        help.check(&commands[0])
-    };
-    for right in [
-        "hsm-kms serve --config /etc/hsm-kms/config.yaml",
-        "sudo -u kms target/release/hsm-kms serve --config=a.yaml &",
-        "printf x | hsm-kms call encrypt \\\n  --socket /run/hsm-kms/hsm@kms.sock > sealed.json",
-        "scripts/bench --json --seconds 2",
-        "RUST_LOG=debug scripts/quickstart --check --dir /tmp/x",
-        "cargo run --release -- call status --socket s --json",
-        "hsm-kms profiles show softhsm2 --json > a.json",
-        "hsm-kms ceremony sign a --as \"Ada Lovelace\" --key b",
-    ] {
-        check(right).unwrap();
-    }
-    for wrong in [
-        "hsm-kms",
-        "hsm-kms serv --config a",
-        "hsm-kms serve --confi a",
-        "hsm-kms serve --config a b",
-        "hsm-kms call --socket s",
-        "hsm-kms call status --socket s --uid x",
-        "scripts/quickstar",
-        "scripts/quickstart --no-check",
-        "scripts/bench --second 2",
-        "cargo run -- call state",
-        "hsm-kms profiles show",
-        "hsm-kms profiles show softhsm2 kryoptic",
-        "hsm-kms profiles show --jso softhsm2",
-        "hsm-kms ceremony sign a --as Ada Lovelace --key b",
-    ] {
-        check(wrong).unwrap_err();
-    }
-}
-
+/// README.md and its like, and everything below docs.
 fn documents() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let files = |folder: &Path| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
-    let mut found = [files(root), files(&root.join("docs"))].concat();
-    found.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
-    found.extend(runbooks());
+    let mut found = markdown(root(), false);
+    found.extend(markdown(&root().join("docs"), true));
     found.sort();
     found
 }
 
-fn runbooks() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/runbooks");
-    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn markdown(folder: &Path, deep: bool) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| match path.is_dir() {
+            true if deep => markdown(&path, true),
+            false if path.extension().is_some_and(|extension| extension == "md") => vec![path],
+            _ => Vec::new(),
+        })
+        .collect()
 }
 
 /// A fenced block.
@@ -147,150 +56,4 @@ fn blocks(document: &str) -> Vec<(usize, Block)> {
         }
     }
     found
-}
-
-impl Block {
-    /// The calls of `hsm-kms` and of scripts, each as words.
-    fn commands(&self) -> Vec<Vec<String>> {
-        let joined = self.text.replace("\\\n", " ");
-        let is_console = self.mark == "console";
-        let lines = joined.lines().filter_map(|line| if is_console { line.strip_prefix("$ ") } else { Some(line) });
-        let lines = lines.map(|line| line.split(" #").next().unwrap_or(line));
-        lines.flat_map(|line| line.split(['|', ';', '&'])).filter_map(command).collect()
-    }
-}
-
-/// The words of a command; what stands in quotes is one.
-fn split(text: &str) -> Vec<&str> {
-    let parts = text.split('"').enumerate();
-    let words = parts.flat_map(|(number, part)| match number % 2 {
-        0 => part.split_whitespace().collect(),
-        _ => vec![part],
-    });
-    words.collect()
-}
-
-/// The words from the program on, if it is one of ours.
-fn command(text: &str) -> Option<Vec<String>> {
-    let mut words = split(text);
-    let is_prefix = |word: &str| matches!(word, "sudo" | "env" | "exec" | "!") || word.contains('=');
-    while let Some(&first) = words.first() {
-        match first {
-            "-u" => drop(words.drain(..2)),
-            first if is_prefix(first) => drop(words.remove(0)),
-            _ => break,
-        }
-    }
-    if words.starts_with(&["cargo", "run"]) {
-        let position = words.iter().position(|word| *word == "--")?;
-        words.splice(..=position, ["hsm-kms"]);
-    }
-    if let Some(position) = words.iter().position(|word| word.starts_with(['<', '>']) || *word == "2>") {
-        words.truncate(position);
-    }
-    let name = words.first()?.trim_start_matches("./");
-    let is_ours = name == "hsm-kms" || name.ends_with("/hsm-kms") || name.starts_with("scripts/");
-    is_ours.then(|| words.iter().map(|word| word.trim_start_matches("./").to_owned()).collect())
-}
-
-/// What `--help` said, by command.
-#[derive(Default)]
-struct Help(BTreeMap<Vec<String>, String>);
-
-impl Help {
-    fn check(&mut self, words: &[String]) -> Result<(), String> {
-        let (program, mut rest) = words.split_first().ok_or("no command")?;
-        let mut command = vec![if program.starts_with("scripts/") { program } else { "hsm-kms" }.to_owned()];
-        let mut help = self.of(&command)?;
-        while let (Some(names), Some((word, further))) = (subcommands(&help), rest.split_first()) {
-            if !names.contains(word) {
-                return Err(format!("{} has no command {word}", command.join(" ")));
-            }
-            command.push(word.clone());
-            help = self.of(&command)?;
-            rest = further;
-        }
-        if subcommands(&help).is_some() {
-            return Err(format!("{} needs a command", command.join(" ")));
-        }
-        let is_script = program.starts_with("scripts/");
-        let mut operands_left = operands(&help);
-        while let Some((word, further)) = rest.split_first() {
-            rest = further;
-            let (name, value) = word.split_once('=').map_or((word.as_str(), None), |(name, value)| (name, Some(value)));
-            let flag = name.starts_with('-').then(|| flag(&help, name)).flatten();
-            match flag {
-                Some(Flag::WithValue) if value.is_none() => rest = rest.get(1..).unwrap_or_default(),
-                Some(_) => {}
-                // A script's operand, such as a filter.
-                None if is_script && !name.starts_with('-') => {}
-                None if operands_left > 0 && !name.starts_with('-') => operands_left -= 1,
-                None => return Err(format!("{} has no {word}", command.join(" "))),
-            }
-        }
-        if operands_left > 0 {
-            return Err(format!("{} needs {operands_left} more", command.join(" ")));
-        }
-        Ok(())
-    }
-
-    fn of(&mut self, command: &[String]) -> Result<String, String> {
-        if let Some(help) = self.0.get(command) {
-            return Ok(help.clone());
-        }
-        let output = match command[0].as_str() {
-            "hsm-kms" => {
-                let arguments: Vec<&str> = command[1..].iter().map(String::as_str).chain(["--help"]).collect();
-                run(&arguments, b"")
-            }
-            script => {
-                let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
-                let mode = fs::metadata(&path).map_err(|error| format!("{script}: {error}"))?.permissions().mode();
-                if mode & 0o111 == 0 {
-                    return Err(format!("{script} is not executable"));
-                }
-                Command::new(path).arg("--help").output().unwrap()
-            }
-        };
-        if !output.status.success() {
-            return Err(format!("{} --help fails", command.join(" ")));
-        }
-        let help = String::from_utf8(output.stdout).unwrap();
-        self.0.insert(command.to_vec(), help.clone());
-        Ok(help)
-    }
-}
-
-/// The names under `Commands:`.
-fn subcommands(help: &str) -> Option<Vec<String>> {
-    let (_, list) = help.split_once("\nCommands:\n")?;
-    let lines = list.lines().take_while(|line| !line.is_empty());
-    Some(lines.filter_map(|line| Some(line.strip_prefix("  ")?.split(' ').next()?.to_owned())).collect())
-}
-
-/// How many values stand under `Arguments:`; all of ours must be given.
-fn operands(help: &str) -> usize {
-    let Some((_, list)) = help.split_once("\nArguments:\n") else { return 0 };
-    list.lines().take_while(|line| !line.is_empty()).filter(|line| line.starts_with("  <")).count()
-}
-
-enum Flag {
-    Bare,
-    WithValue,
-}
-
-/// The flag, if the help names it.
-fn flag(help: &str, name: &str) -> Option<Flag> {
-    help.lines().find_map(|line| {
-        let mut words = line.split([' ', ',']).filter(|word| !word.is_empty());
-        // `[--flag VALUE]` in a usage line, `--flag <VALUE>  what it does` in a list.
-        let found = words.find(|word| word.trim_matches(['[', ']']) == name)?;
-        let value = if found.ends_with(']') { None } else { words.find(|word| !word.starts_with('-')) };
-        let takes_value = value.is_some_and(|value| value.starts_with('<') || value.ends_with(']') || is_upper(value));
-        Some(if takes_value { Flag::WithValue } else { Flag::Bare })
-    })
-}
-
-fn is_upper(word: &str) -> bool {
-    word.chars().all(|character| character.is_ascii_uppercase() || character == '-')
 }

@@ -5,6 +5,7 @@ mod ceremony;
 mod endpoints;
 mod error;
 mod etcd;
+mod generate;
 mod hsm;
 mod keyring;
 mod profiles;
@@ -35,6 +36,8 @@ enum Command {
     Ceremony(ceremony::CeremonyArgs),
     /// Look into the store: which KEK it needs, one value of it, how to rewrite it
     Etcd(etcd::EtcdArgs),
+    /// Make man pages and shell completions
+    Generate(generate::GenerateArgs),
     /// Find out what an HSM really does
     Hsm(hsm::HsmArgs),
     /// Show and change the KEKs of a cluster: which one seals, which ones open
@@ -59,6 +62,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         Command::Call(args) => call::run(args).map(|()| ExitCode::Done),
         Command::Ceremony(args) => ceremony::run(args),
         Command::Etcd(args) => etcd::run(args),
+        Command::Generate(args) => generate::run(&args).map(|()| ExitCode::Done),
         Command::Hsm(args) => hsm::run(args),
         Command::Keyring(args) => keyring::run(args),
         Command::ProbeWorker => hsm::run_worker(),

@@ -46,6 +46,7 @@ mod lost_kek;
 mod memory;
 mod module_faults;
 mod network;
+mod packages;
 mod paper;
 mod parts;
 mod probe;

@@ -1,11 +1,13 @@
-//! The frames between front and worker: `proto/link.proto`, each message behind its length.
+//! The frames between front, launcher and worker: `proto/link.proto`, each message behind its length.
 
+mod descriptors;
 mod spin;
 
 use prost::Message;
 use thiserror::Error;
 use zeroize::Zeroize;
 
+pub use self::descriptors::{MAX_DESCRIPTORS, Receiver, send};
 pub use self::spin::Spin;
 
 /// The generated messages of `proto/link.proto`.

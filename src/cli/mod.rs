@@ -54,6 +54,9 @@ enum Command {
     /// The process that loads the vendor module; started by serve, never by hand
     #[command(hide = true)]
     Worker,
+    /// The process that starts workers; started by serve, never by hand
+    #[command(hide = true)]
+    WorkerLauncher,
 }
 
 /// Runs the command.
@@ -70,6 +73,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         Command::Recovery(args) => recovery::run(args),
         Command::Serve(args) => serve::run(&args).map(|()| ExitCode::Done),
         Command::Worker => worker::run(),
+        Command::WorkerLauncher => worker::run_launcher(),
     }
 }
 

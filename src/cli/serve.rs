@@ -25,7 +25,7 @@ use crate::kms::service::{MAX_MESSAGE_BYTES, Service};
 use crate::kms::socket::{self, Listener};
 use crate::memory::{self, Paging};
 use crate::observe::log;
-use crate::token::Tokens;
+use crate::token::{Launcher, Tokens};
 
 /// Serve KMS v2 on a Unix socket
 #[derive(Debug, Args)]
@@ -74,8 +74,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
-    let tokens = || std::iter::once(&config.token).chain(config.standby.iter().map(|standby| &standby.token));
-    let profiles: BTreeMap<_, _> = tokens().map(|token| (token.profile.full_name(), &token.profile)).collect();
+    let profiles: BTreeMap<_, _> = config.tokens().map(|token| (token.profile.full_name(), &token.profile)).collect();
     for (name, profile) in profiles {
         let unproved = profile.unproved();
         if !unproved.is_empty() {
@@ -119,6 +118,8 @@ async fn serve(
         });
     }
     let passed_on = descriptors.take_unix_listener(0).map_err(system_error)?;
+    // Before this process has anything that a child must not have.
+    let (launcher, mut launcher_process) = Launcher::start(keks::places(&config)).map_err(system_error)?;
     let listener = match passed_on {
         Some(socket) => Listener::inherit(socket, path, config.socket.mode),
         None => Listener::bind(path, config.socket.mode),
@@ -133,7 +134,7 @@ async fn serve(
     let bound = config.endpoints.as_ref().map(endpoints::bind).transpose()?;
     let peers = Peers::new(config.socket.peers.clone().unwrap_or_else(Peers::default_uids));
     let incoming = socket::incoming(listener.tokio().map_err(system_error)?, peers);
-    let tokens = Tokens::start(keks::specs(&config, &keks), config.limits.queue);
+    let tokens = Tokens::start(keks::specs(&config, &keks, &launcher), config.limits.queue);
     let keyring = Keyring::new(config.cluster.as_str(), keks, tokens).map_err(|error| CliError {
         code: ExitCode::BadUsage,
         what: "the KEKs cannot be served".to_owned(),
@@ -156,7 +157,7 @@ async fn serve(
     let longest = config.limits.deadline;
     let service = Service::new(Arc::clone(&current), config.health, longest, rewrapped);
     let service = KeyManagementServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    tokio::spawn(follow::run(config, file, Arc::clone(&current), hangup));
+    tokio::spawn(follow::run(config, launcher, file, Arc::clone(&current), hangup));
     let (stop, stopped) = tokio::sync::watch::channel(());
     let mut serving = tokio::spawn({
         let mut stopped = stopped;
@@ -177,12 +178,12 @@ async fn serve(
         _ = interrupt.recv() => {}
         ended = &mut serving => {
             let why = ended.map_or_else(|error| error.to_string(), |served| format!("{served:?}"));
-            return Err(CliError {
-                code: ExitCode::NotReachable,
-                what: "the server ended by itself".to_owned(),
-                why,
-                hint: "see the log above, then start it again".to_owned(),
-            });
+            return Err(ended_by_itself("server", why));
+        }
+        ended = launcher_process.wait() => {
+            // Without it no worker can be replaced.
+            let why = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+            return Err(ended_by_itself("launcher", why));
         }
     }
     tracing::info!("stopping: no new work, finishing what runs");
@@ -205,6 +206,15 @@ async fn drained<T>(mut serving: JoinHandle<T>, current: &Current) {
         if was_idle && idle {
             return;
         }
+    }
+}
+
+fn ended_by_itself(what: &str, why: String) -> CliError {
+    CliError {
+        code: ExitCode::NotReachable,
+        what: format!("the {what} ended by itself"),
+        why,
+        hint: "see the log above, then start it again".to_owned(),
     }
 }
 

@@ -128,6 +128,11 @@ impl Config {
         Self::checked(bytes, None)
     }
 
+    /// The tokens in the order of their use.
+    pub fn tokens(&self) -> impl Iterator<Item = &Token> {
+        std::iter::once(&self.token).chain(self.standby.iter().map(|standby| &standby.token))
+    }
+
     /// What works, but not everywhere: one sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let name = self.socket.path.file_name().unwrap_or(OsStr::new(""));

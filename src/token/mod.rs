@@ -7,6 +7,7 @@ mod choice;
 mod flights;
 mod gate;
 mod lane;
+mod launcher;
 mod lifecycle;
 mod member;
 mod process;
@@ -28,10 +29,12 @@ pub use self::choice::MAX_TOKENS;
 use self::choice::{Choice, Standing, choose};
 use self::flights::Flights;
 use self::gate::Gate;
+pub use self::launcher::Launcher;
 use self::member::{Attempt, Member, Phase};
 pub use self::process::{WorkerSpec, wire_pin};
 use crate::class::Class;
 use crate::observe::metrics::METRICS;
+use crate::pin::PinSource;
 use crate::seal::SealForm;
 use crate::secret::Plaintext;
 use crate::wire::link;
@@ -133,7 +136,7 @@ impl Tokens {
         let mut gates: Vec<(GateKey, Arc<Gate>)> = Vec::new();
         let (mut members, mut tasks) = (Vec::new(), Vec::new());
         for (position, spec) in (0..).zip(specs.into_iter().take(MAX_TOKENS)) {
-            let key = (spec.start.token_serial.clone(), spec.start.pin.clone());
+            let key = (spec.start.token_serial.clone(), spec.pin.clone());
             let known = gates.iter().find(|(other, _)| *other == key).map(|(_, gate)| Arc::clone(gate));
             let gate = known.unwrap_or_else(|| {
                 let gate = Arc::new(Gate::default());
@@ -314,7 +317,7 @@ struct Tried {
 }
 
 /// Tokens with one serial number and one PIN source.
-type GateKey = (String, Option<link::PinSource>);
+type GateKey = (String, Option<PinSource>);
 
 impl Shared {
     fn enter(&self) -> Result<Place<'_>, RequestError> {

@@ -1,19 +1,16 @@
-//! A worker process: spawned by exec, told what to do over its standard input, given its ends of the session socketpairs.
+//! A worker process: started by the launcher, told what to do over its standard input, given its ends of the session
+//! socketpairs.
 
-use std::collections::BTreeMap;
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
-use tokio::process::{Child, Command};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Failure;
+use super::launcher::{Launcher, Process};
 use crate::class::Class;
 use crate::pin::PinSource;
 use crate::seal::SealForm;
@@ -22,21 +19,25 @@ use crate::wire::{self, FrameBuffer, link};
 /// What a worker is started with.
 #[derive(Clone)]
 pub struct WorkerSpec {
-    /// Module, token, PIN source and KEKs.
+    /// Token and KEKs.
     pub start: link::Start,
     /// How the token seals, as in `start`.
     pub form: SealForm,
     /// PKCS#11 sessions to open, each with a thread of its own.
     pub sessions: usize,
-    /// Variables that the vendor module needs (its configuration file, for one).
-    pub environment: BTreeMap<String, String>,
+    /// Where the PIN is.
+    pub pin: Option<PinSource>,
+    /// Starts it.
+    pub launcher: Launcher,
+    /// Index of its token among the launcher's places.
+    pub place: u32,
     /// How often the KEK is proved.
     pub probe_interval: Duration,
 }
 
 /// A worker that serves.
 pub(super) struct Worker {
-    pub(super) child: Child,
+    pub(super) process: Process,
     /// Kept open: its end is the worker's sign to stop.
     control: UnixStream,
     pub(super) sessions: Vec<UnixStream>,
@@ -68,21 +69,18 @@ const KILL_LIMIT: Duration = Duration::from_secs(1);
 /// Longest time from exec to Started. Network HSMs take seconds to connect.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// Variables that a worker inherits besides those configured.
-const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "TZ", "LD_LIBRARY_PATH", "CREDENTIALS_DIRECTORY"];
-
 impl Worker {
     /// Starts a worker and waits until it serves or says why not.
     pub(super) async fn start(spec: &WorkerSpec) -> Result<(Self, link::TokenInfo), StartFailure> {
+        let deadline = Instant::now() + START_LIMIT;
+        let late = || Failure::at_start(format!("the worker did not start within {} s", START_LIMIT.as_secs()));
         let unstarted = |error| Failure::at_start(format!("the worker process cannot be started: {error}"));
-        let mut worker =
-            Self::spawn(spec).map_err(|error| StartFailure { failure: unstarted(error), login: Login::NotTried })?;
+        let launched = timeout_at(deadline, Self::launch(spec)).await;
+        let launched = launched.map_or_else(|_| Err(late()), |launched| launched.map_err(unstarted));
+        let mut worker = launched.map_err(|failure| StartFailure { failure, login: Login::NotTried })?;
         let mut login = Login::NotTried;
-        let started = started(&mut worker.control, &mut login);
-        let outcome = tokio::time::timeout(START_LIMIT, started).await.unwrap_or_else(|_| {
-            let seconds = START_LIMIT.as_secs();
-            Err(Failure::at_start(format!("the worker did not start within {seconds} s")))
-        });
+        let started = timeout_at(deadline, started(&mut worker.control, &mut login)).await;
+        let outcome = started.unwrap_or_else(|_| Err(late()));
         match outcome {
             Ok(token) => Ok((worker, token)),
             Err(failure) => {
@@ -95,47 +93,32 @@ impl Worker {
     /// Ends the process at once and reaps it: a hung call inside it cannot be ended otherwise. Waits no longer than [`KILL_LIMIT`]: a
     /// process in the middle of a device driver may not die, and must not hold up its successor.
     pub(super) async fn kill(&mut self) {
-        if tokio::time::timeout(KILL_LIMIT, self.child.kill()).await.is_err() {
-            tracing::error!(pid = self.child.id(), "a worker was killed and does not die");
+        let ended = async {
+            self.process.kill().await;
+            self.process.ended().await;
+        };
+        if timeout(KILL_LIMIT, ended).await.is_err() {
+            tracing::error!(pid = self.process.id, "a worker was killed and does not die");
         }
     }
 
-    fn spawn(spec: &WorkerSpec) -> std::io::Result<Self> {
-        let (control, remote_control) = StdUnixStream::pair()?;
+    /// Has a process started, and tells it its Start.
+    async fn launch(spec: &WorkerSpec) -> std::io::Result<Self> {
         let mut sessions = Vec::with_capacity(spec.sessions);
         let mut remotes = Vec::with_capacity(spec.sessions);
         for _ in 0..spec.sessions {
             let (session, remote) = StdUnixStream::pair()?;
             session.set_nonblocking(true)?;
             sessions.push(UnixStream::from_std(session)?);
-            remotes.push(OwnedFd::from(remote));
+            remotes.push(remote);
         }
-        send_start(&control, &spec.start, &remotes)?;
-        drop(remotes);
+        let (control, process) = spec.launcher.launch(spec.place).await?;
+        let borrowed: Vec<_> = remotes.iter().map(AsFd::as_fd).collect();
+        wire::send(&control, &spec.start, &borrowed)?;
         control.set_nonblocking(true)?;
         let control = UnixStream::from_std(control)?;
-
-        // The running binary itself, also after its file was replaced by an upgrade.
-        let mut command = Command::new("/proc/self/exe");
-        // Not killed on drop: that happens only when this process ends, and with it the worker ends, but not amid a login.
-        command.arg0("hsm-kms").arg("worker");
-        // Ctrl-C in a terminal goes to the whole group: it must not meet a worker in the middle of its login.
-        command.process_group(0);
-        command.stdin(Stdio::from(OwnedFd::from(remote_control))).stdout(Stdio::null()).stderr(Stdio::inherit());
-        let pin_variable = match spec.start.pin.as_ref().and_then(|pin| pin.source.as_ref()) {
-            Some(link::pin_source::Source::Environment(name)) => Some(name.as_str()),
-            _ => None,
-        };
-        for (name, _) in std::env::vars_os() {
-            let kept = name.to_str().is_some_and(|name| INHERITED.contains(&name) || Some(name) == pin_variable);
-            if !kept {
-                command.env_remove(name);
-            }
-        }
-        command.envs(&spec.environment);
-        let child = command.spawn()?;
-        tracing::trace!(pid = child.id(), sessions = spec.sessions, "worker process started");
-        Ok(Self { child, control, sessions })
+        tracing::trace!(pid = process.id, sessions = spec.sessions, "worker process started");
+        Ok(Self { process, control, sessions })
     }
 }
 
@@ -160,22 +143,6 @@ impl Failure {
             hint: "check the HSM, the module's own configuration and the log above; the plugin keeps trying".to_owned(),
         }
     }
-}
-
-fn send_start(control: &StdUnixStream, start: &link::Start, remotes: &[OwnedFd]) -> std::io::Result<()> {
-    let mut frame = Vec::new();
-    wire::append(start, &mut frame);
-    let borrowed: Vec<_> = remotes.iter().map(AsFd::as_fd).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(crate::worker::MAX_SESSIONS))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)) {
-        return Err(std::io::Error::other("too many sessions"));
-    }
-    let sent = sendmsg(control, &[IoSlice::new(&frame)], &mut ancillary, SendFlags::NOSIGNAL)?;
-    if sent != frame.len() {
-        return Err(std::io::Error::other("the worker's start message does not fit the socket buffer"));
-    }
-    Ok(())
 }
 
 /// Reads what the worker says of its start, and keeps what becomes of its login.

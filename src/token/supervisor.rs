@@ -165,8 +165,7 @@ async fn serve(shared: &Shared, mut worker: Worker) -> End {
     watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let end = loop {
         tokio::select! {
-            status = worker.child.wait() => {
-                let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+            status = worker.process.ended() => {
                 tracing::error!(status, "the worker process ended; it is replaced");
                 break End::Lost;
             }

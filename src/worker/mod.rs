@@ -3,10 +3,11 @@
 //! Plain blocking code, no runtime: a PKCS#11 call cannot be cancelled, so each session has a thread of its own, and a
 //! process that hangs is killed from outside. Standard input is the control socketpair; it ends when the front does.
 
+mod launcher;
 mod session;
 mod start;
 
-pub use self::start::MAX_SESSIONS;
+pub use self::launcher::{keep_of_environment, pin_variable, run as run_launcher};
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -25,9 +26,9 @@ pub fn run() -> Result<ExitCode, std::io::Error> {
     // A front that was killed must not leave a process behind that is logged in.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let mut control = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    let (request, streams) = start::receive(&control)?;
+    let (place, request, streams) = start::receive(&control)?;
     let mut report = |begun| tell(&mut control, link::started::Outcome::LoggingIn(begun));
-    let serving = match start::start(&request, streams, &mut report) {
+    let serving = match start::start(&place, &request, streams, &mut report) {
         Ok(serving) => {
             tell(&mut control, link::started::Outcome::Token(serving.token.clone()))?;
             serving

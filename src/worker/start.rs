@@ -1,13 +1,11 @@
 //! From Start to the first request: module, token, login, every KEK found, audited and proved.
 
-use std::io::{Error as IoError, ErrorKind, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io::{Error as IoError, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use super::session::{SessionThread, prove, sealing, unknown_work};
@@ -17,10 +15,7 @@ use crate::pin::PinSource;
 use crate::pkcs11::{Error, KekKeys, Key, Module, Sealed, Session, Token};
 use crate::profile::{self, CodeOverride, PinForm, UserKind};
 use crate::seal::Sealing;
-use crate::wire::{FrameBuffer, link};
-
-/// Most session socketpairs that one Start can carry.
-pub const MAX_SESSIONS: usize = 64;
+use crate::wire::{Receiver, link};
 
 /// Context and plaintext of a seal that is opened at once and thrown away.
 const TRIAL: [u8; 32] = [0; 32];
@@ -41,30 +36,13 @@ struct TokenKey {
     attributes: Attributes,
 }
 
-/// Reads Start, and the session sockets attached to it, from the control socket.
-pub(super) fn receive(control: &UnixStream) -> Result<(link::Start, Vec<UnixStream>), IoError> {
-    let mut frames = FrameBuffer::default();
-    let mut streams = Vec::new();
-    loop {
-        let mut bytes = [0; 16 * 1024];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SESSIONS))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received =
-            recvmsg(control, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?.bytes;
-        for message in ancillary.drain() {
-            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                streams.extend(descriptors.map(UnixStream::from));
-            }
-        }
-        if received == 0 {
-            return Err(IoError::new(ErrorKind::UnexpectedEof, "a worker is started by `hsm-kms serve`, not by hand"));
-        }
-        frames.push(bytes.get(..received).unwrap_or_default());
-        let malformed = |error| IoError::new(ErrorKind::InvalidData, error);
-        if let Some(start) = frames.take::<link::Start>().map_err(malformed)? {
-            return Ok((start, streams));
-        }
-    }
+/// Reads the launcher's Place from the control socket, then the front's Start and the session sockets attached to it.
+pub(super) fn receive(control: &UnixStream) -> Result<(link::Place, link::Start, Vec<UnixStream>), IoError> {
+    let by_hand = || IoError::new(ErrorKind::UnexpectedEof, "a worker is started by `hsm-kms serve`, not by hand");
+    let mut receiver = Receiver::default();
+    let place = receiver.next(control)?.ok_or_else(by_hand)?;
+    let start = receiver.next(control)?.ok_or_else(by_hand)?;
+    Ok((place, start, receiver.descriptors().into_iter().map(UnixStream::from).collect()))
 }
 
 /// What serves, and must be kept until the worker ends.
@@ -80,6 +58,7 @@ pub(super) struct Serving {
 /// `logging_in` tells the front when `C_Login` begins and when it has succeeded: killed in between, nobody knows whether the token
 /// counted the attempt.
 pub(super) fn start(
+    place: &link::Place,
     request: &link::Start,
     streams: Vec<UnixStream>,
     logging_in: &mut dyn FnMut(bool) -> Result<(), IoError>,
@@ -88,12 +67,12 @@ pub(super) fn start(
     // would be sent to the token as a PIN.
     let form = PinForm::from_number(request.pin_form).ok_or_else(unknown_work)?;
     let user = UserKind::from_number(request.user).ok_or_else(unknown_work)?;
-    let pin = request.pin.as_ref().map(|source| Ok::<_, Error>(pin_source(source)?.read(form)?)).transpose()?;
+    let pin = place.pin.as_ref().map(|source| Ok::<_, Error>(pin_source(source)?.read(form)?)).transpose()?;
     let sealing = sealing(request.sealing.as_ref())?;
     let keks = request.keks.iter().map(|kek| Kek::new(kek, &sealing)).collect::<Result<Vec<_>, _>>()?;
     let codes = request.codes.iter().map(code_override).collect();
-    let reserved = Some(request.init_reserved.as_str()).filter(|text| !text.is_empty());
-    let module = Module::load(&PathBuf::from(&request.module), reserved, &request.manufacturers, codes)?;
+    let reserved = Some(place.init_reserved.as_str()).filter(|text| !text.is_empty());
+    let module = Module::load(&PathBuf::from(&place.module), reserved, &request.manufacturers, codes)?;
     let token = module.token_of(&request.token_label, Some(&request.token_serial))?;
     let serial = &token.info().serial;
     if request.token_serial != *serial {

@@ -9,6 +9,16 @@ use crate::harness::{Plugin, wait_for};
 
 /// The worker of this plugin, if it has one now.
 pub fn worker(plugin: &Plugin) -> Option<Pid> {
+    child_of(launcher(plugin)?)
+}
+
+/// The workers of this plugin.
+pub fn workers(plugin: &Plugin) -> Vec<Pid> {
+    launcher(plugin).map(children_of).unwrap_or_default()
+}
+
+/// The process that starts the workers of this plugin. It is there as long as the plugin.
+pub fn launcher(plugin: &Plugin) -> Option<Pid> {
     child_of(plugin.pid())
 }
 

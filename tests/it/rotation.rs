@@ -85,7 +85,7 @@ async fn rotations_under_load_fail_nothing() {
     assert_eq!(converged["converged"], json!(true), "{converged:#}");
     // The workers of before are gone, each with its process.
     for node in &site.nodes {
-        until("one worker", async || processes::children_of(node.plugin().pid()).len() == 1).await;
+        until("one worker", async || processes::workers(node.plugin()).len() == 1).await;
     }
 }
 

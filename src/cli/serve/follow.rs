@@ -14,7 +14,7 @@ use crate::config::{Config, KekSource};
 use crate::keyring::{Current, Kek, Keyring, KeyringFile};
 use crate::observe::metrics::METRICS;
 use crate::record::{Sha256Digest, UtcTime};
-use crate::token::{Failure, Tokens};
+use crate::token::{Failure, Launcher, Tokens};
 
 /// How often the file is looked at.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -30,6 +30,7 @@ const RECENT: Duration = Duration::from_mins(1);
 
 struct Follower {
     config: Config,
+    launcher: Launcher,
     path: PathBuf,
     current: Arc<Current>,
     /// What is served.
@@ -52,7 +53,13 @@ struct Failed {
 }
 
 /// Follows the file, and the operator's word (SIGHUP), for as long as this process lives.
-pub(super) async fn run(config: Config, file: Option<KeyringFile>, current: Arc<Current>, mut hangup: Signal) {
+pub(super) async fn run(
+    config: Config,
+    launcher: Launcher,
+    file: Option<KeyringFile>,
+    current: Arc<Current>,
+    mut hangup: Signal,
+) {
     let (KekSource::Keyring(path), Some(file)) = (config.kek.source.clone(), file) else {
         while hangup.recv().await.is_some() {
             current.get().tokens().restart();
@@ -61,7 +68,8 @@ pub(super) async fn run(config: Config, file: Option<KeyringFile>, current: Arc<
     };
     let served = Arc::clone(&current);
     let now = UtcTime::now();
-    let mut follower = Follower { config, path, current: served, file, digest: None, now, failed: None, changed: None };
+    let (digest, failed, changed) = (None, None, None);
+    let mut follower = Follower { config, launcher, path, current: served, file, digest, now, failed, changed };
     loop {
         tokio::select! {
             () = sleep(follower.pause()) => drop(follower.look().await),
@@ -139,7 +147,7 @@ impl Follower {
             return Err(failed.error.clone());
         }
         *has_started = true;
-        let started = start(&self.config, &now, &next).await;
+        let started = start(&self.config, &self.launcher, &now, &next).await;
         drop(now);
         match started {
             Ok(tokens) => self.serve(file, next, tokens),
@@ -192,9 +200,9 @@ impl Follower {
 }
 
 /// Workers for these KEKs. No token that serves now may be lost by it.
-async fn start(config: &Config, now: &Keyring, next: &[Kek]) -> Result<Tokens, Failure> {
+async fn start(config: &Config, launcher: &Launcher, now: &Keyring, next: &[Kek]) -> Result<Tokens, Failure> {
     let serves: Vec<bool> = now.tokens().each().into_iter().map(|(_, is_sound, _)| is_sound).collect();
-    let tokens = Tokens::start(keks::specs(config, next), config.limits.queue);
+    let tokens = Tokens::start(keks::specs(config, next, launcher), config.limits.queue);
     let settled = timeout(START_LIMIT, tokens.settled()).await.map_err(|_| Failure {
         class: Class::Gone,
         public: "the HSM cannot be reached".to_owned(),

@@ -10,7 +10,7 @@ use crate::exit::ExitCode;
 use crate::keyring::{self, Entry, Kek, KeyringFile, RewrapTable};
 use crate::record::{KekRecord, Kind, Recovery, Sha256Digest, TokenKey, UtcTime};
 use crate::strict::{self, FileError};
-use crate::token::WorkerSpec;
+use crate::token::{Launcher, WorkerSpec};
 use crate::wire::link;
 
 /// The KEKs in service, and the keyring file that names them, if there is one.
@@ -74,13 +74,32 @@ pub(super) fn of_keyring(config: &Config, path: &Path, file: &KeyringFile, now: 
     file.at(now).into_iter().filter(Entry::is_in_service).map(kek).collect()
 }
 
-/// What the worker of each token is told.
-pub(super) fn specs(config: &Config, keks: &[Kek]) -> Vec<WorkerSpec> {
+/// What the launcher starts the worker of each token with, in the order of the tokens.
+pub(super) fn places(config: &Config) -> Vec<link::Place> {
+    let place = |token: &config::Token| link::Place {
+        module: token.module.display().to_string(),
+        pin: token.pin.as_ref().map(crate::token::wire_pin),
+        init_reserved: token.init_reserved.clone().unwrap_or_default(),
+        environment: token.environment.clone().into_iter().collect(),
+    };
+    config.tokens().map(place).collect()
+}
+
+/// What the worker of each token is told, in the order of the tokens.
+pub(super) fn specs(config: &Config, keks: &[Kek], launcher: &Launcher) -> Vec<WorkerSpec> {
     // The configuration does not name the first token's serial; the first record does.
-    let serial = keks.first().map_or("", |kek| kek.record.token.serial.as_str());
-    let first = worker_spec(config, keks, &config.token, serial, false);
-    let standby = config.standby.iter().map(|it| worker_spec(config, keks, &it.token, &it.serial, true));
-    std::iter::once(first).chain(standby).collect()
+    let first = keks.first().map_or("", |kek| kek.record.token.serial.as_str());
+    let serials = std::iter::once((first, false)).chain(config.standby.iter().map(|it| (it.serial.as_str(), true)));
+    let specs = (0..).zip(config.tokens()).zip(serials).map(|((place, token), (serial, is_standby))| WorkerSpec {
+        start: start(keks, token, serial, is_standby),
+        form: token.sealing.form,
+        sessions: config.limits.sessions,
+        pin: token.pin.clone(),
+        launcher: launcher.clone(),
+        place,
+        probe_interval: token.profile.recover.probe.map_or(PROBE_INTERVAL, |idle| idle.min(PROBE_INTERVAL)),
+    });
+    specs.collect()
 }
 
 fn unusable(path: &Path, why: String, hint: String) -> CliError {
@@ -152,7 +171,7 @@ fn check(config: &Config, path: &Path, record: &KekRecord) -> Result<(), CliErro
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What the worker of the token with this serial is told. A KEK that was made in another one is a copy there.
-fn worker_spec(config: &Config, keks: &[Kek], token: &config::Token, serial: &str, is_standby: bool) -> WorkerSpec {
+fn start(keks: &[Kek], token: &config::Token, serial: &str, is_standby: bool) -> link::Start {
     let wire = |kek: &Kek| keyring::wire_kek(&kek.record, is_standby || kek.record.token.serial != serial);
     let profile = &token.profile;
     let codes = profile
@@ -164,24 +183,14 @@ fn worker_spec(config: &Config, keks: &[Kek], token: &config::Token, serial: &st
             class: entry.class.number(),
         })
         .collect();
-    let start = link::Start {
-        module: token.module.display().to_string(),
+    link::Start {
         manufacturers: profile.module.manufacturers.clone(),
         token_label: token.label.clone(),
         token_serial: serial.to_owned(),
-        pin: token.pin.as_ref().map(crate::token::wire_pin),
         user: profile.login.user as u32,
         pin_form: profile.login.pin as u32,
-        init_reserved: token.init_reserved.clone().unwrap_or_default(),
         keks: keks.iter().map(wire).collect(),
         codes,
         sealing: Some(keyring::wire_sealing(&token.sealing)),
-    };
-    WorkerSpec {
-        start,
-        form: token.sealing.form,
-        sessions: config.limits.sessions,
-        environment: token.environment.clone(),
-        probe_interval: profile.recover.probe.map_or(PROBE_INTERVAL, |idle| idle.min(PROBE_INTERVAL)),
     }
 }

@@ -57,12 +57,16 @@ impl Plugin {
         (resident(self.front.id()), self.workers().into_iter().map(resident).sum())
     }
 
+    /// The front's one child is the launcher, and its children are the workers.
     fn workers(&self) -> Vec<u32> {
-        let id = self.front.id();
-        fs::read_to_string(format!("/proc/{id}/task/{id}/children"))
-            .map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect())
-            .unwrap_or_default()
+        children(self.front.id()).into_iter().flat_map(children).collect()
     }
+}
+
+fn children(id: u32) -> Vec<u32> {
+    fs::read_to_string(format!("/proc/{id}/task/{id}/children"))
+        .map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect())
+        .unwrap_or_default()
 }
 
 impl Drop for Plugin {

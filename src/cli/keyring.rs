@@ -3,7 +3,7 @@
 mod change;
 mod converged;
 mod inventory;
-mod nodes;
+pub(super) mod nodes;
 mod show;
 
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 
 mod call;
 mod ceremony;
+mod doctor;
 mod endpoints;
 mod error;
 mod etcd;
@@ -34,6 +35,8 @@ enum Command {
     Call(call::CallArgs),
     /// Make a KEK in an HSM and write its record
     Ceremony(ceremony::CeremonyArgs),
+    /// See at a glance whether all is well; changes nothing, and nobody logs in to the HSM
+    Doctor(doctor::DoctorArgs),
     /// Look into the store: which KEK it needs, one value of it, how to rewrite it
     Etcd(etcd::EtcdArgs),
     /// Make man pages and shell completions
@@ -64,6 +67,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
     match args.command {
         Command::Call(args) => call::run(args).map(|()| ExitCode::Done),
         Command::Ceremony(args) => ceremony::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Etcd(args) => etcd::run(args),
         Command::Generate(args) => generate::run(&args).map(|()| ExitCode::Done),
         Command::Hsm(args) => hsm::run(args),

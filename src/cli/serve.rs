@@ -2,7 +2,7 @@
 
 pub(super) mod drill;
 mod follow;
-mod keks;
+pub(super) mod keks;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -212,12 +212,7 @@ impl Token {
     /// Only for message encryption do the flags count, since there a module may have functions that do nothing; elsewhere the
     /// mechanism's presence is enough: not every module is careful with its flags.
     pub fn require(&self, sealing: &Sealing) -> Result<(), Error> {
-        let mut missing = Vec::new();
-        for (mechanism, flags) in sealing.mechanisms() {
-            if !self.has_mechanism(mechanism, flags & (sys::CKF_MESSAGE_ENCRYPT | sys::CKF_MESSAGE_DECRYPT))? {
-                missing.push(mechanism);
-            }
-        }
+        let missing = self.missing(sealing.mechanisms())?;
         if missing.is_empty() {
             return Ok(());
         }
@@ -225,6 +220,17 @@ impl Token {
         let has = |mechanism, flags| self.has_mechanism(mechanism, flags).unwrap_or(false);
         let fitting = crate::profile::fitting(&manufacturer, has);
         Err(Error::MechanismAbsent { label: self.info.label.clone(), missing, fitting })
+    }
+
+    /// Which of these mechanisms with their flags it does not have, as [`Token::require`] takes them.
+    pub fn missing(&self, mechanisms: impl IntoIterator<Item = (u64, u64)>) -> Result<Vec<u64>, Error> {
+        let mut missing = Vec::new();
+        for (mechanism, flags) in mechanisms {
+            if !self.has_mechanism(mechanism, flags & (sys::CKF_MESSAGE_ENCRYPT | sys::CKF_MESSAGE_DECRYPT))? {
+                missing.push(mechanism);
+            }
+        }
+        Ok(missing)
     }
 
     /// Whether the token has the mechanism with all of these `CKF_...` flags. Asks for the one mechanism, not for the list:

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::bench::Bench;
 use super::candidates::candidates;
 use super::steps::{Answer, Failure, Step, Target};
-use super::{attributes, errors, identity, kek, keys, mechanisms, seals, sessions, sizes, speed};
+use super::{attributes, errors, identity, kek, keys, look, mechanisms, seals, sessions, sizes, speed};
 use crate::class::Class;
 use crate::exit::ExitCode;
 use crate::memory;
@@ -42,6 +42,7 @@ pub fn run() -> Result<ExitCode, std::io::Error> {
     let mut worker = None;
     while let Ok(step) = steps.recv() {
         let answer = match (step, &mut worker) {
+            (Step::Look(seen), _) => look::run(seen).map_or_else(Answer::Failed, |look| value(&look)),
             (Step::Start { target, label }, _) => match Worker::start(target, label) {
                 Ok((started, found)) => {
                     worker = Some(started);
@@ -122,7 +123,9 @@ impl Worker {
     fn run(&mut self, step: Step) -> Result<Answer, Error> {
         let bench = &mut self.bench;
         Ok(match step {
-            Step::Start { .. } => Answer::Failed(Failure::from(&Error::Unreadable("it was started".to_owned()))),
+            Step::Start { .. } | Step::Look(_) => {
+                Answer::Failed(Failure::from(&Error::Unreadable("it was started".to_owned())))
+            }
             Step::Login { first } => {
                 let pin = self.pin.take();
                 let login = bench.token.login(self.user, pin.as_ref())?;

@@ -52,22 +52,27 @@ pub struct TokenIdentity {
 }
 
 pub(super) fn run(module: &Module, token: &Token) -> Result<Identity, Error> {
+    Ok(Identity { module: of_module(module)?, token: of_token(token)? })
+}
+
+pub(super) fn of_module(module: &Module) -> Result<ModuleIdentity, Error> {
     let ModuleInfo { manufacturer, library, library_version, cryptoki_version } = module.info()?;
+    Ok(ModuleIdentity { manufacturer, library, library_version, cryptoki_version })
+}
+
+pub(super) fn of_token(token: &Token) -> Result<TokenIdentity, Error> {
     let limits = token.limits()?;
     let flags = FLAGS.into_iter().filter(|(flag, _)| limits.flags & flag != 0).map(|(_, name)| name.to_owned());
-    let TokenInfo { label, manufacturer: token_manufacturer, model, serial, firmware } = token.info().clone();
-    Ok(Identity {
-        module: ModuleIdentity { manufacturer, library, library_version, cryptoki_version },
-        token: TokenIdentity {
-            label,
-            manufacturer: token_manufacturer,
-            model,
-            serial,
-            firmware,
-            flags: flags.collect(),
-            pin_bytes: limits.pin,
-            sessions: Some(limits.sessions).filter(|most| !matches!(*most, 0 | sys::CK_UNAVAILABLE_INFORMATION)),
-        },
+    let TokenInfo { label, manufacturer, model, serial, firmware } = token.info().clone();
+    Ok(TokenIdentity {
+        label,
+        manufacturer,
+        model,
+        serial,
+        firmware,
+        flags: flags.collect(),
+        pin_bytes: limits.pin,
+        sessions: Some(limits.sessions).filter(|most| !matches!(*most, 0 | sys::CK_UNAVAILABLE_INFORMATION)),
     })
 }
 

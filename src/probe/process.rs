@@ -1,5 +1,6 @@
 //! The parent's side of the probing process: asks for a step, waits no longer than the limit, and knows how it died.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -20,8 +21,18 @@ pub(super) struct Process {
 impl Process {
     /// Starts this program once more, as the hidden command that probes.
     pub(super) fn spawn() -> std::io::Result<Self> {
-        let (control, remote) = UnixStream::pair()?;
+        Self::start(Command::new("/proc/self/exe"))
+    }
+
+    /// The same with these variables and no others.
+    pub(super) fn spawn_with(environment: &BTreeMap<String, String>) -> std::io::Result<Self> {
         let mut command = Command::new("/proc/self/exe");
+        command.env_clear().envs(environment);
+        Self::start(command)
+    }
+
+    fn start(mut command: Command) -> std::io::Result<Self> {
+        let (control, remote) = UnixStream::pair()?;
         command.arg0("hsm-kms").arg("probe-worker");
         // Ctrl-C in a terminal goes to the whole group: this process must live on to destroy the keys that it made.
         command.process_group(0);

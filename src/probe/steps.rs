@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::look::Seen;
 use super::outcome::Outcome;
 use crate::exit::ExitCode;
 use crate::pin::PinSource;
@@ -27,6 +28,8 @@ pub struct Target {
 /// One thing to do.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) enum Step {
+    /// Load the module and look at the token, with no session and no login.
+    Look(Seen),
     /// Load the module and find the token. Everything made bears this label.
     Start {
         target: Target,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::UtcTime;
 use crate::cluster::Cluster;
 use crate::key_id::KeyId;
-use crate::recovery::{Fingerprint, Scheme};
+use crate::recovery::{Fingerprint, Recipient, Scheme};
 use crate::shares::SecretDigest;
 use crate::strict::{self, Base64, FileError};
 
@@ -102,6 +102,23 @@ impl DrillChallenge {
     /// The text of the file.
     pub fn to_json(&self) -> String {
         json(self)
+    }
+}
+
+/// When a key of these recipients last opened a seed, by the report that the configuration names. `Err`: why that is not known.
+pub fn last_drill(path: Option<&Path>, cluster: &Cluster, recipients: &[&Recipient]) -> Result<UtcTime, String> {
+    let path = path.ok_or("no drill: the configuration has no kek.recovery_drill")?;
+    if path.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        return Err(format!("no drill: {} is not there", path.display()));
+    }
+    let report = DrillReport::read(path).map_err(|error| error.to_string())?;
+    let is_recipient = recipients.iter().any(|recipient| recipient.fingerprint() == report.fingerprint);
+    if report.cluster != *cluster || !is_recipient {
+        return Err(format!("the drill of {} was of another cluster's or KEK's recovery key", path.display()));
+    }
+    match report.outcome {
+        DrillOutcome::Opened => Ok(report.time),
+        DrillOutcome::Failed => Err(format!("the drill of {} failed", report.time)),
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-pub use self::drill::{DrillChallenge, DrillOutcome, DrillReport};
+pub use self::drill::{DrillChallenge, DrillOutcome, DrillReport, last_drill};
 use self::text::ProofBlob;
 pub use self::text::{CeremonyId, CkaId, Sha256Digest, UtcTime};
 use self::witnessed::COPIES_TO_RECOVER;

@@ -58,6 +58,23 @@ pub fn json_most<T: DeserializeOwned>(bytes: &[u8], known: u64, most: usize) -> 
 
 /// Reads one YAML document with a `version` that must be `known`.
 pub fn yaml<T: DeserializeOwned>(bytes: &[u8], known: u64) -> Result<T, Fault> {
+    let text = yaml_text(bytes)?;
+    let read = || serde_yaml::Deserializer::from_str(text);
+    let Versioned { version } =
+        serde_path_to_error::deserialize(read()).map_err(|error| yaml_report(&error).unusable())?;
+    check_version(version, known)?;
+    serde_path_to_error::deserialize(read()).map_err(|error| yaml_report(&error).unusable())
+}
+
+/// The same of a format that is not ours, so that it has no `version` of our kind.
+pub fn foreign_yaml<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
+    let text = yaml_text(bytes)?;
+    serde_path_to_error::deserialize(serde_yaml::Deserializer::from_str(text))
+        .map_err(|error| yaml_report(&error).unusable())
+}
+
+/// The text of one YAML document, in which no mapping has a key twice.
+fn yaml_text(bytes: &[u8]) -> Result<&str, Fault> {
     let text = text(bytes, MAX_FILE_BYTES)?;
     let indented_by_tab = |line: &str| line.trim_start_matches(' ').starts_with('\t') && !line.trim().is_empty();
     if let Some(index) = text.lines().position(indented_by_tab) {
@@ -66,12 +83,8 @@ pub fn yaml<T: DeserializeOwned>(bytes: &[u8], known: u64) -> Result<T, Fault> {
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Err(Fault::Empty);
     }
-    let read = || serde_yaml::Deserializer::from_str(text);
-    walk(read(), MAX_FILE_BYTES).map_err(|error| yaml_report(&error).malformed())?;
-    let Versioned { version } =
-        serde_path_to_error::deserialize(read()).map_err(|error| yaml_report(&error).unusable())?;
-    check_version(version, known)?;
-    serde_path_to_error::deserialize(read()).map_err(|error| yaml_report(&error).unusable())
+    walk(serde_yaml::Deserializer::from_str(text), MAX_FILE_BYTES).map_err(|error| yaml_report(&error).malformed())?;
+    Ok(text)
 }
 
 /// The name among `names` that was probably meant by `name`.

@@ -25,6 +25,7 @@ mod bad_token;
 mod ceremony;
 mod conformance;
 mod docs;
+mod doctor;
 mod door;
 mod emulator;
 mod emulator_and_stack;

@@ -27,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 const FRESH: Duration = Duration::from_hours(1);
 
 /// The reports of all nodes, in their order. None may be missing, old, or a second one of the same process.
-pub(super) fn reports(nodes: &[String]) -> Result<Vec<NodeReport>, CliError> {
+pub(in crate::cli) fn reports(nodes: &[String]) -> Result<Vec<NodeReport>, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system_error)?;
     let mut reports: Vec<NodeReport> = Vec::new();
     for node in nodes {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::cluster::Cluster;
 use crate::keyring::Keyring;
-use crate::record::{DrillOutcome, DrillReport, UtcTime};
+use crate::record::{UtcTime, last_drill};
 
 /// A drill older than this is a warning.
 const DAYS: i64 = 180;
@@ -28,17 +28,5 @@ pub(super) fn warn(path: Option<&Path>, cluster: &Cluster, keyring: &Keyring) {
 }
 
 fn look(path: Option<&Path>, cluster: &Cluster, keyring: &Keyring) -> Result<UtcTime, String> {
-    let path = path.ok_or("no drill: the configuration has no kek.recovery_drill")?;
-    if path.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
-        return Err(format!("no drill: {} is not there", path.display()));
-    }
-    let report = DrillReport::read(path).map_err(|error| error.to_string())?;
-    let is_recipient = keyring.recipients().any(|recipient| recipient.fingerprint() == report.fingerprint);
-    if report.cluster != *cluster || !is_recipient {
-        return Err(format!("the drill of {} was of another cluster's or KEK's recovery key", path.display()));
-    }
-    match report.outcome {
-        DrillOutcome::Opened => Ok(report.time),
-        DrillOutcome::Failed => Err(format!("the drill of {} failed", report.time)),
-    }
+    last_drill(path, cluster, &keyring.recipients().collect::<Vec<_>>())
 }

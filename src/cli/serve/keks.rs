@@ -14,7 +14,7 @@ use crate::token::{Launcher, WorkerSpec};
 use crate::wire::link;
 
 /// The KEKs in service, and the keyring file that names them, if there is one.
-pub(super) fn load(config: &Config) -> Result<(Vec<Kek>, Option<KeyringFile>), CliError> {
+pub(in crate::cli) fn load(config: &Config) -> Result<(Vec<Kek>, Option<KeyringFile>), CliError> {
     match &config.kek.source {
         KekSource::Record(path) => {
             let refuse = |error: FileError| unusable(path, error.to_string(), error.hint());

@@ -1,0 +1,88 @@
+//! The plugin's processes, as /proc shows them to everybody (proc(5)).
+
+use std::fs;
+use std::path::Path;
+
+use super::checks::{CORE, MEMORY};
+use crate::finding::Finding;
+use crate::memory;
+
+/// The plugin and its workers. `listener` is the process that listens, which is systemd where it made the socket.
+pub(super) fn plugin(listener: Option<u32>, config: &Path) -> Result<Vec<u32>, String> {
+    let front = match listener {
+        Some(pid) if is_plugin(pid) => pid,
+        _ => serving(config)?,
+    };
+    let children = fs::read_to_string(format!("/proc/{front}/task/{front}/children")).unwrap_or_default();
+    let workers = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    Ok(std::iter::once(front).chain(workers).collect())
+}
+
+/// The one `hsm-kms serve` with this configuration.
+fn serving(config: &Path) -> Result<u32, String> {
+    let processes = fs::read_dir("/proc").map_err(|error| format!("/proc cannot be read: {error}"))?;
+    let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let wanted = config.as_os_str().as_encoded_bytes();
+    let serves = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = line.split(|byte| *byte == 0);
+        is_plugin(*pid) && words.any(|word| word == wanted || word.strip_prefix(b"--config=") == Some(wanted))
+    };
+    let found: Vec<u32> = pids.filter(serves).collect();
+    match found.as_slice() {
+        [pid] => Ok(*pid),
+        [] => Err("the plugin's process is not seen from here".to_owned()),
+        _ => Err("more than one process serves with this configuration".to_owned()),
+    }
+}
+
+fn is_plugin(pid: u32) -> bool {
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+        let mut words = line.split(|byte| *byte == 0);
+        let program = words.next().unwrap_or_default();
+        program.ends_with(b"hsm-kms") && words.any(|word| word == b"serve")
+    })
+}
+
+/// Its effective user.
+pub(super) fn uid(pid: u32) -> Option<u32> {
+    field(pid, "status", "Uid:")?.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// What stands behind this name in a file of the process.
+fn field(pid: u32, file: &str, name: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/{file}")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(name)).map(|rest| rest.trim().to_owned())
+}
+
+pub(super) fn memory(pids: &[u32]) -> Finding {
+    let locked = |pid: &u32| field(*pid, "status", "VmLck:")?.split_whitespace().next()?.parse::<u64>().ok();
+    let locked: Option<Vec<u64>> = pids.iter().map(locked).collect();
+    let swaps = memory::machine_swaps();
+    match locked {
+        None => Finding::not_checked(&MEMORY, "the plugin's process is not seen from here"),
+        Some(locked) if locked.iter().all(|size| *size > 0) => {
+            Finding::ok(&MEMORY, format!("{} kB of {} process(es) are locked", locked.iter().sum::<u64>(), pids.len()))
+        }
+        Some(_) if !swaps => Finding::ok(&MEMORY, "not locked, and this machine does not swap"),
+        Some(_) => Finding::warning(
+            &MEMORY,
+            "not locked, and this machine swaps",
+            "set LimitMEMLOCK=infinity in the unit, give CAP_IPC_LOCK, or switch swap off",
+        ),
+    }
+}
+
+pub(super) fn core(pids: &[u32]) -> Finding {
+    let limit = |pid: &u32| Some(field(*pid, "limits", "Max core file size")?.split_whitespace().next()?.to_owned());
+    let limits: Option<Vec<String>> = pids.iter().map(limit).collect();
+    match limits {
+        None => Finding::not_checked(&CORE, "the plugin's process is not seen from here"),
+        Some(limits) if limits.iter().all(|limit| limit == "0") => {
+            Finding::ok(&CORE, format!("off in {} process(es)", pids.len()))
+        }
+        Some(_) => {
+            Finding::failed(&CORE, "a process of the plugin may leave one", "see that it is hsm-kms, and restart it")
+        }
+    }
+}

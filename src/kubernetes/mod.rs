@@ -1,0 +1,13 @@
+//! What kube-apiserver is told of this plugin: its `EncryptionConfiguration`, and what is wrong with it.
+
+mod duration;
+mod encryption_configuration;
+mod lint;
+mod resources;
+#[cfg(test)]
+mod tests;
+mod version;
+
+pub use self::encryption_configuration::EncryptionConfiguration;
+pub use self::lint::{CHECKS, FILE, SAME, Surroundings, lint, unread};
+pub use self::version::KubernetesVersion;

@@ -13,9 +13,17 @@ pub(super) fn plugin(listener: Option<u32>, config: &Path) -> Result<Vec<u32>, S
         Some(pid) if is_plugin(pid) => pid,
         _ => serving(config)?,
     };
-    let children = fs::read_to_string(format!("/proc/{front}/task/{front}/children")).unwrap_or_default();
-    let workers = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-    Ok(std::iter::once(front).chain(workers).collect())
+    let mut processes = vec![front];
+    // The launcher, and the workers below it.
+    for generation in [&[front][..], &children(front)] {
+        processes.extend(generation.iter().flat_map(|pid| children(*pid)));
+    }
+    Ok(processes)
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// The one `hsm-kms serve` with this configuration.

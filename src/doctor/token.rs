@@ -12,7 +12,7 @@ use crate::finding::Finding;
 use crate::probe::{self, Look, Seen, TokenLook};
 use crate::profile::UserKind;
 use crate::record::{KekRecord, Sha256Digest};
-use crate::token::INHERITED;
+use crate::worker::INHERITED;
 
 /// Longest time that a module may take to load and to find its tokens.
 const LIMIT: Duration = Duration::from_secs(10);

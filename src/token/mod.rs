@@ -31,7 +31,7 @@ use self::flights::Flights;
 use self::gate::Gate;
 pub use self::launcher::Launcher;
 use self::member::{Attempt, Member, Phase};
-pub use self::process::{INHERITED, WorkerSpec, wire_pin};
+pub use self::process::{WorkerSpec, wire_pin};
 use crate::class::Class;
 use crate::observe::metrics::METRICS;
 use crate::pin::PinSource;

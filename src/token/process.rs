@@ -69,12 +69,6 @@ const KILL_LIMIT: Duration = Duration::from_secs(1);
 /// Longest time from exec to Started. Network HSMs take seconds to connect.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-<<<<<<< HEAD
-=======
-/// Variables that a worker inherits besides those configured.
-pub const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "TZ", "LD_LIBRARY_PATH", "CREDENTIALS_DIRECTORY"];
-
->>>>>>> 121c6f9 (See at a glance whether all is well, without a login)
 impl Worker {
     /// Starts a worker and waits until it serves or says why not.
     pub(super) async fn start(spec: &WorkerSpec) -> Result<(Self, link::TokenInfo), StartFailure> {

@@ -22,7 +22,7 @@ use crate::wire::link::{self, launched::Outcome};
 use crate::wire::{self, Receiver};
 
 /// Variables that launcher and workers inherit besides those configured.
-const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "TZ", "LD_LIBRARY_PATH", "CREDENTIALS_DIRECTORY"];
+pub const INHERITED: [&str; 6] = ["PATH", "HOME", "LANG", "TZ", "LD_LIBRARY_PATH", "CREDENTIALS_DIRECTORY"];
 
 /// Runs the launcher until the front goes away. `Err`: it was not started by a front.
 pub fn run() -> Result<ExitCode, IoError> {

@@ -7,7 +7,7 @@ mod launcher;
 mod session;
 mod start;
 
-pub use self::launcher::{keep_of_environment, pin_variable, run as run_launcher};
+pub use self::launcher::{INHERITED, keep_of_environment, pin_variable, run as run_launcher};
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;

@@ -24,7 +24,7 @@ const COMMON: [&str; 12] = [
 const ALLOWED: [(&str, &[&str]); 19] = [
     ("ceremony", &["config", "envelope", "pkcs11", "profile", "record", "recovery", "shares"]),
     ("config", &["kms", "observe", "profile", "token"]),
-    ("doctor", &["config", "keyring", "kms", "kubernetes", "probe", "profile", "record", "token"]),
+    ("doctor", &["config", "keyring", "kms", "kubernetes", "probe", "profile", "record", "worker"]),
     ("envelope", &[]),
     ("etcd", &["envelope", "recovery"]),
     ("keyring", &["envelope", "record", "recovery", "token", "wire"]),

@@ -5,6 +5,7 @@
 //! [`pkcs11`]; the answer goes the same way back. The front process never loads the vendor module and never holds a PIN.
 
 pub mod attributes;
+pub mod audit;
 pub mod ceremony;
 pub mod class;
 pub mod cli;

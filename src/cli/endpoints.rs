@@ -8,6 +8,7 @@ use tokio_stream::StreamExt;
 
 use super::CliError;
 use super::serve::{drill, system_error};
+use crate::audit;
 use crate::config::{Config, EndpointAddress};
 use crate::exit::ExitCode;
 use crate::keyring::{Current, NodeReport};
@@ -70,6 +71,7 @@ impl Bound {
                     is_current: current.refused().is_none(),
                     is_healthy: health() == "ok",
                     waiting: keyring.tokens().load(),
+                    audit: audit::is_writing(),
                     tokens: keyring.tokens().each(),
                     recipients: keyring
                         .recipients()

@@ -1,5 +1,6 @@
 //! The command line: one file per command. Uses everything; nothing uses it.
 
+mod audit;
 mod call;
 mod ceremony;
 mod doctor;
@@ -31,6 +32,8 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Check an audit log
+    Audit(audit::AuditArgs),
     /// Call a running plugin the way the API server does
     Call(call::CallArgs),
     /// Make a KEK in an HSM and write its record
@@ -65,6 +68,7 @@ enum Command {
 /// Runs the command.
 pub fn run(args: Args) -> Result<ExitCode, CliError> {
     match args.command {
+        Command::Audit(args) => audit::run(&args).map(|()| ExitCode::Done),
         Command::Call(args) => call::run(args).map(|()| ExitCode::Done),
         Command::Ceremony(args) => ceremony::run(args),
         Command::Doctor(args) => doctor::run(args),

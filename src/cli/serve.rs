@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use clap::Args;
 use listenfd::ListenFd;
+use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
 
 use super::{CliError, endpoints};
+use crate::audit::{self, Event};
 use crate::config::Config;
 use crate::exit::ExitCode;
 use crate::keyring::{Current, Kek, Keyring, KeyringFile, RewrapTable};
@@ -91,6 +93,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     // One thread: everything in this process waits, nothing computes; a second one would cost a wake-up per request.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system_error)?;
     let served = runtime.block_on(serve(config, keks, file, rewrapped));
+    audit::stop();
     // The worker ends with its control socket; nothing here is worth waiting for.
     runtime.shutdown_background();
     served
@@ -132,6 +135,9 @@ async fn serve(
     })?;
     // All that can fail for the configuration's sake comes before the first login.
     let bound = config.endpoints.as_ref().map(endpoints::bind).transpose()?;
+    open_audit(&config)?;
+    // A file at its limit (LimitFSIZE=) then fails a write, as a full disk does, and does not end the process.
+    let _at_limit = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map_err(system_error)?;
     let peers = Peers::new(config.socket.peers.clone().unwrap_or_else(Peers::default_uids));
     let incoming = socket::incoming(listener.tokio().map_err(system_error)?, peers);
     let tokens = Tokens::start(keks::specs(&config, &keks, &launcher), config.limits.queue);
@@ -148,6 +154,7 @@ async fn serve(
         cluster = config.cluster.as_str(),
         "serving KMS v2"
     );
+    follow::record(&keyring);
     drill::warn(config.kek.recovery_drill.as_deref(), &config.cluster, &keyring);
     let current = Arc::new(match &file {
         Some(file) => Current::followed(keyring, file.head()),
@@ -193,6 +200,21 @@ async fn serve(
     }
     drop(listener);
     drop(endpoints);
+    Ok(())
+}
+
+fn open_audit(config: &Config) -> Result<(), CliError> {
+    audit::start(config.audit.as_ref()).map_err(|error| CliError {
+        code: ExitCode::BadUsage,
+        what: "the audit log cannot be opened".to_owned(),
+        why: error.to_string(),
+        hint: error.hint(),
+    })?;
+    audit::record(|| Event::Start {
+        version: env!("CARGO_PKG_VERSION"),
+        cluster: config.cluster.as_str().to_owned(),
+        pid: std::process::id(),
+    });
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::token::FileToken;
 use super::{Config, EndpointAddress, Kek, KekSource, Limits, Log, Socket, Standby, Token};
+use crate::audit::{self, Destination, OnFull};
 use crate::cluster::Cluster;
 use crate::kms::socket::PATH_LIMIT;
 use crate::kms::status::HealthPolicy;
@@ -40,6 +41,7 @@ pub(super) struct File {
     limits: FileLimits,
     #[serde(default)]
     log: FileLog,
+    audit: Option<FileAudit>,
 }
 
 #[derive(Deserialize)]
@@ -95,6 +97,17 @@ struct FileLog {
     level: Level,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileAudit {
+    #[serde(deserialize_with = "strict::from_text")]
+    to: Destination,
+    #[serde(default)]
+    chain: bool,
+    #[serde(default)]
+    on_full: OnFull,
+}
+
 impl Default for FileSocket {
     fn default() -> Self {
         Self { path: SocketPath(PathBuf::from("/run/hsm-kms/hsm@kms.sock")), mode: SocketMode(0o600), peers: None }
@@ -116,7 +129,7 @@ impl Default for FileLog {
 impl File {
     /// The checked configuration, given the profiles that the token and the standby tokens name.
     pub(super) fn check(self, profile: Profile, standby_profiles: Vec<Profile>) -> Result<Config, Fault> {
-        let Self { _version: _, cluster, socket, token, standby, kek, health, endpoints, limits, log } = self;
+        let Self { _version: _, cluster, socket, token, standby, kek, health, endpoints, limits, log, audit } = self;
         let FileSocket { path, mode, peers } = socket;
         let FileKek { keyring, record, allow_trial, accept_data_loss, recovery_drill, rewrap_table } = kek;
         let recovery_drill = recovery_drill.map(|AbsolutePath(path)| path);
@@ -163,7 +176,20 @@ impl File {
                 deadline: Duration::from_millis(deadline_ms),
             },
             log: Log { format, level },
+            audit: audit.map(FileAudit::check).transpose()?,
         })
+    }
+}
+
+impl FileAudit {
+    fn check(self) -> Result<audit::Settings, Fault> {
+        let Self { to, chain, on_full } = self;
+        if chain && to == Destination::Journal {
+            let problem = "a chain goes on where the file ends, and a journal has no such end".to_owned();
+            let hint = "write to a file, or let journald seal its files: journalctl --setup-keys".to_owned();
+            return Err(Fault::Rule { field: "audit.chain", problem, hint });
+        }
+        Ok(audit::Settings { to, chain, on_full })
     }
 }
 

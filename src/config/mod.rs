@@ -14,6 +14,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use self::token::{FileToken, Token};
+use crate::audit;
 use crate::cluster::Cluster;
 use crate::kms::status::HealthPolicy;
 use crate::observe::log::{Format, Level};
@@ -41,6 +42,8 @@ pub struct Config {
     pub limits: Limits,
     /// The log, on standard error.
     pub log: Log,
+    /// The audit log, if there is one.
+    pub audit: Option<audit::Settings>,
 }
 
 /// Where `/livez`, `/readyz` and `/metrics` are.

@@ -338,6 +338,7 @@ fn documented_ranges_are_the_code_s() {
         let words: Vec<_> = range.split('`').collect();
         let base =
             if key.starts_with("token.pin.") { with(SMALLEST, "token.pin", Some("{}")) } else { SMALLEST.to_owned() };
+        let base = if key.starts_with("audit.") { with(&base, "audit.to", Some("/var/audit.log")) } else { base };
         let accepts = |value: &str| Config::parse(with(&base, key, Some(value)).as_bytes()).is_ok();
         if let ["", least, " to ", most, ""] = words[..] {
             let (least, most): (u64, u64) = (least.parse().unwrap(), most.parse().unwrap());

@@ -26,7 +26,7 @@ use crate::key_id::KeyId;
 use crate::record::{KekRecord, Sha256Digest};
 use crate::recovery::{Binding, Recipient, SealError};
 use crate::secret::Plaintext;
-use crate::token::{RequestError, Tokens};
+use crate::token::{Opened, RequestError, Tokens};
 
 /// The KEKs of one cluster, on the tokens that hold them.
 pub struct Keyring {
@@ -82,6 +82,8 @@ pub struct SealedSeed {
     pub key_id: KeyId,
     /// Public, bound to the blob.
     pub annotations: Annotations,
+    /// Place of the token that did it, from 0.
+    pub token: usize,
 }
 
 /// Why a handle could not do its work.
@@ -209,18 +211,13 @@ impl WrapHandle<'_> {
         let context = |form| *Context::seed(form, cluster, key_id, &annotations).as_bytes();
         let sealed = tokens.seal(*kek, context, plaintext, deadline).await?;
         let ciphertext = Blob::new(sealed.form, &sealed.iv, &sealed.ciphertext)?.encode();
-        Ok(SealedSeed { ciphertext, key_id: key_id.clone(), annotations })
+        Ok(SealedSeed { ciphertext, key_id: key_id.clone(), annotations, token: sealed.token })
     }
 }
 
 impl UnwrapHandle<'_> {
     /// Opens a sealed blob. Any change to blob, key_id, annotations or cluster is refused.
-    pub async fn open(
-        &self,
-        blob: &[u8],
-        annotations: &Annotations,
-        deadline: Instant,
-    ) -> Result<Plaintext, HandleError> {
+    pub async fn open(&self, blob: &[u8], annotations: &Annotations, deadline: Instant) -> Result<Opened, HandleError> {
         let blob = Blob::parse(blob)?;
         let context = Context::seed(blob.form(), &self.keyring.cluster, self.key_id, annotations);
         Ok(self.keyring.tokens.open(self.kek, wire::wire_open(&blob, &context), deadline).await?)

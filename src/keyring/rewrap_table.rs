@@ -17,9 +17,8 @@ use crate::envelope::{Annotations, annotations, update_prefixed};
 use crate::key_id::KeyId;
 use crate::record::{Sha256Digest, UtcTime};
 use crate::recovery::{seed_digest, unwrapped};
-use crate::secret::Plaintext;
 use crate::strict::{self, Base64, Fault, FileError};
-use crate::token::RequestError;
+use crate::token::{Opened, RequestError};
 
 /// The seeds of lost KEKs, by their digests.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -168,7 +167,7 @@ impl RewrapTable {
         ciphertext: &[u8],
         annotations: &Annotations,
         deadline: Instant,
-    ) -> Result<Plaintext, RewrapError> {
+    ) -> Result<Opened, RewrapError> {
         let digest = seed_digest(ciphertext, key_id.as_str(), annotations);
         let entry = self
             .find(&digest)
@@ -182,7 +181,8 @@ impl RewrapTable {
             HandleError::Request(RequestError::Failed(failure)) if failure.class == Class::Data => RewrapError::Altered,
             error => RewrapError::Handle(error),
         })?;
-        unwrapped(&opened, &digest).map_err(|_| RewrapError::Altered)
+        let plaintext = unwrapped(&opened.plaintext, &digest).map_err(|_| RewrapError::Altered)?;
+        Ok(Opened { plaintext, token: opened.token })
     }
 }
 

@@ -21,7 +21,7 @@ pub struct Connection {
     stream: UnixStream,
     told: Told,
     opening: Option<Opening>,
-    _place: Place,
+    place: Place,
 }
 
 /// What must still come, and until when.
@@ -40,11 +40,22 @@ const PREFACE: usize = 24;
 #[derive(Clone, Default)]
 pub struct Told(Arc<Mutex<Weak<Keyring>>>);
 
+/// Who is at the other end, and what it was told.
+#[derive(Clone)]
+pub struct Caller {
+    /// What Status said.
+    pub told: Told,
+    /// As the kernel told it at the connect.
+    pub uid: u32,
+    /// The same.
+    pub pid: i32,
+}
+
 impl Connection {
     /// A connection on which nothing was said.
     pub fn new(stream: UnixStream, place: Place) -> Self {
         let opening = Opening { bytes: PREFACE, limit: Box::pin(tokio::time::sleep(OPENING_LIMIT)) };
-        Self { stream, told: Told::default(), opening: Some(opening), _place: place }
+        Self { stream, told: Told::default(), opening: Some(opening), place }
     }
 }
 
@@ -62,10 +73,11 @@ impl Told {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = Told;
+    type ConnectInfo = Caller;
 
-    fn connect_info(&self) -> Told {
-        self.told.clone()
+    fn connect_info(&self) -> Caller {
+        let (uid, pid) = self.place.peer();
+        Caller { told: self.told.clone(), uid, pid }
     }
 }
 

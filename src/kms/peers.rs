@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 
+use crate::audit::{self, Event};
+
 /// Open connections of one process, at most. An API server has one per provider entry.
 pub const CONNECTIONS_PER_PROCESS: usize = 64;
 
@@ -21,11 +23,14 @@ pub struct Peers {
     allowed: Vec<u32>,
     open: Arc<Mutex<Open>>,
     logged: Option<Instant>,
+    /// Refusals since the last one that was logged.
+    refused: u64,
 }
 
 /// A connection's place among those that are open, given back on drop.
 #[derive(Debug)]
 pub struct Place {
+    user: u32,
     process: i32,
     open: Arc<Mutex<Open>>,
 }
@@ -40,7 +45,7 @@ struct Open {
 impl Peers {
     /// Users with one of these uids.
     pub fn new(allowed: Vec<u32>) -> Self {
-        Self { allowed, open: Arc::default(), logged: None }
+        Self { allowed, open: Arc::default(), logged: None, refused: 0 }
     }
 
     /// The uids that may connect by default: root, as whom kube-apiserver usually runs, and this process's own.
@@ -54,32 +59,49 @@ impl Peers {
         let (uid, process) = match stream.peer_cred() {
             Ok(peer) => (peer.uid(), peer.pid().unwrap_or(0)),
             Err(error) => {
-                self.log(|| tracing::warn!(%error, "connection refused: its user is unknown"));
+                self.refuse("its user is unknown", None, || {
+                    tracing::warn!(%error, "connection refused: its user is unknown");
+                });
                 return None;
             }
         };
         if !self.allowed.contains(&uid) {
             let allowed = self.allowed.clone();
-            self.log(|| tracing::warn!(uid, process, ?allowed, "connection refused: this user may not connect"));
+            self.refuse("this user may not connect", Some((uid, process)), || {
+                tracing::warn!(uid, process, ?allowed, "connection refused: this user may not connect");
+            });
             return None;
         }
-        let place = Open::enter(&self.open, process);
+        let place = Open::enter(&self.open, uid, process);
         if place.is_none() {
-            self.log(|| tracing::warn!(uid, process, "connection refused: too many are open"));
+            self.refuse("too many are open", Some((uid, process)), || {
+                tracing::warn!(uid, process, "connection refused: too many are open");
+            });
         }
         place
     }
 
-    fn log(&mut self, line: impl FnOnce()) {
+    fn refuse(&mut self, reason: &'static str, peer: Option<(u32, i32)>, line: impl FnOnce()) {
+        self.refused += 1;
         if self.logged.is_none_or(|at| at.elapsed() >= LOG_PAUSE) {
             self.logged = Some(Instant::now());
             line();
+            let connections = std::mem::take(&mut self.refused);
+            let (user, process) = peer.unzip();
+            audit::record(|| Event::Denied { connections, reason, peer_uid: user, peer_pid: process });
         }
     }
 }
 
+impl Place {
+    /// The uid and the process id of the peer, as the kernel told them.
+    pub fn peer(&self) -> (u32, i32) {
+        (self.user, self.process)
+    }
+}
+
 impl Open {
-    fn enter(open: &Arc<Mutex<Self>>, process: i32) -> Option<Place> {
+    fn enter(open: &Arc<Mutex<Self>>, user: u32, process: i32) -> Option<Place> {
         let mut counts = lock(open);
         if counts.all >= CONNECTIONS || counts.each.get(&process).is_some_and(|count| *count >= CONNECTIONS_PER_PROCESS)
         {
@@ -87,7 +109,7 @@ impl Open {
         }
         counts.all += 1;
         *counts.each.entry(process).or_default() += 1;
-        Some(Place { process, open: Arc::clone(open) })
+        Some(Place { user, process, open: Arc::clone(open) })
     }
 }
 
@@ -115,11 +137,11 @@ mod tests {
     #[test]
     fn a_process_has_its_share_and_gives_it_back() {
         let open = Arc::default();
-        let mut held: Vec<_> = (0..CONNECTIONS_PER_PROCESS).map(|_| Open::enter(&open, 1).unwrap()).collect();
-        assert!(Open::enter(&open, 1).is_none());
-        assert!(Open::enter(&open, 2).is_some(), "another process");
+        let mut held: Vec<_> = (0..CONNECTIONS_PER_PROCESS).map(|_| Open::enter(&open, 0, 1).unwrap()).collect();
+        assert!(Open::enter(&open, 0, 1).is_none());
+        assert!(Open::enter(&open, 0, 2).is_some(), "another process");
         held.pop();
-        assert!(Open::enter(&open, 1).is_some());
+        assert!(Open::enter(&open, 0, 1).is_some());
         drop(held);
         assert!(lock(&open).each.is_empty());
         assert_eq!(lock(&open).all, 0);
@@ -128,7 +150,7 @@ mod tests {
     #[test]
     fn all_processes_together_have_theirs() {
         let open = Arc::default();
-        let held: Vec<_> = (0..).map_while(|process| Open::enter(&open, process)).collect();
+        let held: Vec<_> = (0..).map_while(|process| Open::enter(&open, 0, process)).collect();
         assert_eq!(held.len(), CONNECTIONS);
     }
 }

@@ -9,11 +9,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status};
 
-use super::connection::Told;
+use super::connection::Caller;
 use super::proto::key_management_service_server::KeyManagementService;
 use super::proto::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
 use super::seals::Seals;
 use super::status::{self, HealthPolicy};
+use crate::audit::{self, Event, Rpc};
 use crate::class::Class;
 use crate::envelope::{MAX_PLAINTEXT_BYTES, annotations};
 use crate::key_id::{self, KeyId};
@@ -21,7 +22,7 @@ use crate::keyring::{Current, HandleError, Keyring, RewrapError, RewrapTable};
 use crate::observe::metrics::METRICS;
 use crate::recovery::SealError;
 use crate::secret::Plaintext;
-use crate::token::RequestError;
+use crate::token::{RequestError, Tokens};
 
 /// KMS v2 over a keyring.
 pub struct Service {
@@ -75,8 +76,8 @@ impl Service {
 impl KeyManagementService for Service {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let keyring = self.keyring.get();
-        if let Some(told) = request.extensions().get::<Told>() {
-            told.tell(&keyring);
+        if let Some(caller) = request.extensions().get::<Caller>() {
+            caller.told.tell(&keyring);
         }
         Ok(Response::new(StatusResponse {
             version: "v2".to_owned(),
@@ -87,11 +88,17 @@ impl KeyManagementService for Service {
 
     async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {
         let deadline = self.deadline(&request);
-        let told = request.extensions().get::<Told>().cloned().unwrap_or_default();
-        let keyring = told.sealing(self.keyring.get());
+        let caller = request.extensions().get::<Caller>().cloned();
+        let keyring = self.keyring.get();
+        let keyring = match &caller {
+            Some(caller) => caller.told.sealing(keyring),
+            None => keyring,
+        };
         let EncryptRequest { plaintext, uid } = request.into_inner();
-        let call = Call::begin("Encrypt", &uid, keyring.active().hash());
-        let outcome = if plaintext.is_empty() {
+        let call = Call::begin(Method::Encrypt, &uid, keyring.active().hash(), caller);
+        let outcome = if audit::refuses() {
+            Err(unaudited())
+        } else if plaintext.is_empty() {
             Err(Status::invalid_argument("the plaintext is empty"))
         } else if plaintext.len() > MAX_PLAINTEXT_BYTES {
             Err(Status::invalid_argument(format!(
@@ -104,8 +111,8 @@ impl KeyManagementService for Service {
             let plaintext = Plaintext::new(plaintext.to_vec());
             keyring.wrap().seal(&plaintext, deadline).await.map_err(|error| to_status(&error))
         };
-        call.end(outcome.as_ref().err());
-        let sealed = outcome?;
+        let token = outcome.as_ref().ok().map(|sealed| sealed.token);
+        let sealed = call.end(outcome, token, keyring.tokens(), deadline).await?;
         Ok(Response::new(EncryptResponse {
             ciphertext: sealed.ciphertext.into(),
             key_id: sealed.key_id.as_str().to_owned(),
@@ -115,9 +122,13 @@ impl KeyManagementService for Service {
 
     async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
         let deadline = self.deadline(&request);
+        let caller = request.extensions().get::<Caller>().cloned();
         let DecryptRequest { ciphertext, uid, key_id, annotations } = request.into_inner();
-        let call = Call::begin("Decrypt", &uid, key_id::hash(&key_id));
+        let call = Call::begin(Method::Decrypt, &uid, key_id::hash(&key_id), caller);
         let outcome = async {
+            if audit::refuses() {
+                return Err(unaudited());
+            }
             let unknown = || Status::not_found("this plugin has no KEK with that key_id");
             let known = KeyId::parse(&key_id).ok_or_else(unknown)?;
             let keyring = self.keyring_with(&known, deadline).await;
@@ -134,9 +145,9 @@ impl KeyManagementService for Service {
             opened.inspect(|_| METRICS.rewrapped()).map_err(|error| of_table(&error))
         }
         .await;
-        call.end(outcome.as_ref().err());
-        let plaintext = outcome?;
-        Ok(Response::new(DecryptResponse { plaintext: plaintext.expose().to_vec().into() }))
+        let token = outcome.as_ref().ok().map(|opened| opened.token);
+        let opened = call.end(outcome, token, self.keyring.get().tokens(), deadline).await?;
+        Ok(Response::new(DecryptResponse { plaintext: opened.plaintext.expose().to_vec().into() }))
     }
 }
 
@@ -173,35 +184,85 @@ fn of_table(error: &RewrapError) -> Status {
     }
 }
 
-/// An RPC that runs, for its one line in the log. Dropped before its end, it was given up by the caller: cancelled, or past
+/// The request was not, or could not be, written down.
+fn unaudited() -> Status {
+    Status::unavailable(audit::REFUSAL)
+}
+
+/// An RPC that runs, for its one line in each log. Dropped before its end, it was given up by the caller: cancelled, or past
 /// its `grpc-timeout`, which the transport also watches.
 struct Call<'a> {
-    method: &'static str,
+    method: Method,
     uid: &'a str,
     key_id_hash: String,
+    caller: Option<Caller>,
     began: Instant,
+    /// Its line in the audit log is under way.
+    audited: bool,
     ended: bool,
 }
 
+/// What is audited. Status is not: it is answered from memory, and asked for all the time.
+#[derive(Clone, Copy)]
+enum Method {
+    Encrypt,
+    Decrypt,
+}
+
 impl<'a> Call<'a> {
-    fn begin(method: &'static str, uid: &'a str, key_id_hash: String) -> Self {
+    fn begin(method: Method, uid: &'a str, key_id_hash: String, caller: Option<Caller>) -> Self {
         // The uid comes from outside; Debug escapes it, and no real one is longer than a UUID.
         let uid = uid.get(..uid.floor_char_boundary(64)).unwrap_or_default();
-        Self { method, uid, key_id_hash, began: Instant::now(), ended: false }
+        Self { method, uid, key_id_hash, caller, began: Instant::now(), audited: false, ended: false }
     }
 
-    fn end(mut self, refused: Option<&Status>) {
+    /// Writes both lines. Where the operator wants it so, the outcome is given only when the audit log has its line.
+    async fn end<T>(
+        mut self,
+        outcome: Result<T, Status>,
+        token: Option<usize>,
+        tokens: &Tokens,
+        deadline: Instant,
+    ) -> Result<T, Status> {
+        let code = |outcome: &Result<T, Status>| match outcome {
+            Ok(_) => Cow::Borrowed("OK"),
+            Err(status) => Cow::Owned(format!("{:?}", status.code())),
+        };
+        self.audited = true;
+        let written = audit::request(|| {
+            let label = token.and_then(|token| tokens.label(token)).map(ToOwned::to_owned);
+            self.event(code(&outcome).into_owned(), label, token)
+        });
+        let outcome = if written.wait(deadline).await { outcome } else { Err(unaudited()) };
         self.ended = true;
-        let Self { method, uid, key_id_hash, .. } = &self;
-        let micros = self.micros();
-        let code = refused.map_or(Cow::Borrowed("OK"), |status| Cow::Owned(format!("{:?}", status.code())));
-        METRICS.request(method, code, self.began.elapsed());
-        match refused {
-            None => tracing::debug!(method, ?uid, key_id_hash, micros, code = "OK"),
-            Some(status) => {
+        let Self { uid, key_id_hash, .. } = &self;
+        let (method, micros) = (self.method.word(), self.micros());
+        METRICS.request(method, code(&outcome), self.began.elapsed());
+        match &outcome {
+            Ok(_) => tracing::debug!(method, ?uid, key_id_hash, micros, code = "OK"),
+            Err(status) => {
                 let code = status.code();
                 tracing::warn!(method, ?uid, key_id_hash, micros, ?code, reason = status.message(), "refused");
             }
+        }
+        outcome
+    }
+
+    fn event(&self, code: String, token: Option<String>, position: Option<usize>) -> Event {
+        let caller = self.caller.as_ref();
+        let rpc = Rpc {
+            uid: self.uid.to_owned(),
+            key_id_hash: self.key_id_hash.clone(),
+            code,
+            token,
+            position,
+            duration_us: self.micros(),
+            peer_uid: caller.map(|caller| caller.uid),
+            peer_pid: caller.map(|caller| caller.pid),
+        };
+        match self.method {
+            Method::Encrypt => Event::Encrypt(rpc),
+            Method::Decrypt => Event::Decrypt(rpc),
         }
     }
 
@@ -210,12 +271,24 @@ impl<'a> Call<'a> {
     }
 }
 
+impl Method {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Encrypt => "Encrypt",
+            Self::Decrypt => "Decrypt",
+        }
+    }
+}
+
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            let Self { method, uid, key_id_hash, .. } = &*self;
-            let micros = self.micros();
+            let Self { uid, key_id_hash, .. } = &*self;
+            let (method, micros) = (self.method.word(), self.micros());
             METRICS.request(method, Cow::Borrowed("Cancelled"), self.began.elapsed());
+            if !self.audited {
+                audit::record(|| self.event("Cancelled".to_owned(), None, None));
+            }
             tracing::warn!(method, ?uid, key_id_hash, micros, code = "Cancelled", "the caller gave up");
         }
     }

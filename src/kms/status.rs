@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::audit;
 use crate::token::{Failure, Health};
 
 /// What Status says while no token can be used.
@@ -24,6 +25,9 @@ pub const COAST: Duration = Duration::from_mins(2);
 /// `ok`, or a short public text. The key_id beside it stays the same either way: a plugin that loses its HSM must not look
 /// like one that changed its KEK.
 pub fn healthz(health: &Health, policy: HealthPolicy) -> String {
+    if audit::refuses() {
+        return format!("audit: {}", audit::REFUSAL);
+    }
     match health {
         Health::Ok => "ok".to_owned(),
         Health::Lost { trouble_for, .. } if policy == HealthPolicy::Coast && *trouble_for <= COAST => "ok".to_owned(),

@@ -27,6 +27,7 @@ pub struct Metrics {
     reloads: Family<ReloadLabels, Counter>,
     seals: Family<SealLabels, Counter>,
     rewrapped: Counter,
+    audit_lost: Counter,
 }
 
 /// What is true at the moment of the question.
@@ -41,6 +42,8 @@ pub struct Snapshot {
     pub is_healthy: bool,
     /// Requests that wait for a token or run on it.
     pub waiting: usize,
+    /// Whether the audit log is written, if there is one.
+    pub audit: Option<bool>,
     /// Each token: label, whether it serves without a fault, and how long ago the KEK did its work there.
     pub tokens: Vec<(String, bool, Option<Duration>)>,
     /// Each recovery recipient of the KEK that seals: fingerprint and scheme.
@@ -112,6 +115,7 @@ impl Default for Metrics {
             reloads: Family::default(),
             seals: Family::default(),
             rewrapped: Counter::default(),
+            audit_lost: Counter::default(),
         }
     }
 }
@@ -161,6 +165,11 @@ impl Metrics {
         self.rewrapped.inc();
     }
 
+    /// A line of the audit log was lost.
+    pub fn audit_lost(&self) {
+        self.audit_lost.inc();
+    }
+
     /// Everything, in the text format of `OpenMetrics` 1.0.
     pub fn text(&self, snapshot: &Snapshot) -> String {
         let mut registry = Registry::with_prefix("hsm_kms");
@@ -174,6 +183,12 @@ impl Metrics {
         registry.register("seals", "Seals begun, by CKA_ID of the KEK", self.seals.clone());
         let help = "Decrypts of a lost KEK's seeds, answered through the rewrap table";
         registry.register("rewrap_table_decrypts", help, self.rewrapped.clone());
+        registry.register("audit_lost", "Lines of the audit log that could not be written", self.audit_lost.clone());
+        if let Some(is_writing) = snapshot.audit {
+            let writing = Gauge::<i64>::default();
+            writing.set(is_writing.into());
+            registry.register("audit_writing", "1 while the audit log is written, 0 while lines are lost", writing);
+        }
         let epoch = Gauge::<i64>::default();
         epoch.set(i64::try_from(snapshot.epoch).unwrap_or(i64::MAX));
         registry.register("keyring_epoch", "Activations of all KEKs so far", epoch);

@@ -7,11 +7,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::RequestError;
+use super::{Opened, RequestError};
 use crate::observe::metrics::METRICS;
-use crate::secret::Plaintext;
 
-type Outcome = Result<Plaintext, RequestError>;
+type Outcome = Result<Opened, RequestError>;
 
 /// A request by all that makes it what it is: SHA-256 over context and blob.
 pub(super) type Key = [u8; 32];

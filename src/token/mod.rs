@@ -32,6 +32,7 @@ use self::gate::Gate;
 pub use self::launcher::Launcher;
 use self::member::{Attempt, Member, Phase};
 pub use self::process::{WorkerSpec, wire_pin};
+use crate::audit::{self, Event};
 use crate::class::Class;
 use crate::observe::metrics::METRICS;
 use crate::pin::PinSource;
@@ -111,6 +112,15 @@ pub enum RequestError {
     QueueFull,
 }
 
+/// A plaintext, and which token opened it.
+#[derive(Clone)]
+pub struct Opened {
+    /// What was sealed.
+    pub plaintext: Plaintext,
+    /// Place of the token in the list, from 0.
+    pub token: usize,
+}
+
 /// IV and ciphertext with its tag.
 #[derive(Clone, Debug)]
 pub struct Sealed {
@@ -120,6 +130,8 @@ pub struct Sealed {
     pub iv: Vec<u8>,
     /// Ciphertext and tag.
     pub ciphertext: Vec<u8>,
+    /// Place of the token in the list, from 0.
+    pub token: usize,
 }
 
 /// Longest time of an attempt while another token could do it, too: a little more than a hung call is left.
@@ -190,6 +202,11 @@ impl Tokens {
         self.shared.members.iter().map(each).collect()
     }
 
+    /// Label of the token at this place in the list, from 0.
+    pub fn label(&self, position: usize) -> Option<&str> {
+        self.shared.members.get(position).map(Member::label)
+    }
+
     /// Waits until each token serves, or why it does not is known: in the order of the list.
     pub async fn settled(&self) -> Vec<Result<(), Failure>> {
         let mut changes = self.shared.changes.clone();
@@ -248,15 +265,15 @@ impl Tokens {
             link::request::Work::Seal(link::Seal { context, plaintext: plaintext.expose().to_vec() })
         };
         match self.request(Work::Seal, kek, work, deadline).await? {
-            (form, link::reply::Outcome::Sealed(link::Sealed { iv, ciphertext })) => {
-                Ok(Sealed { form, iv, ciphertext })
+            (token, form, link::reply::Outcome::Sealed(link::Sealed { iv, ciphertext })) => {
+                Ok(Sealed { form, iv, ciphertext, token })
             }
-            (_, other) => Err(unexpected(&other)),
+            (_, _, other) => Err(unexpected(&other)),
         }
     }
 
     /// Opens with the KEK of this index. The same work at the same time is done once.
-    pub async fn open(&self, kek: u32, work: link::Open, deadline: Instant) -> Result<Plaintext, RequestError> {
+    pub async fn open(&self, kek: u32, work: link::Open, deadline: Instant) -> Result<Opened, RequestError> {
         let mut key = Sha256::new();
         for part in [&kek.to_be_bytes()[..], &work.context, &work.iv, &work.ciphertext] {
             key.update((part.len() as u64).to_be_bytes());
@@ -266,8 +283,10 @@ impl Tokens {
             .request(Work::Open, kek, |_| link::request::Work::Open(work.clone()), deadline)
             .await?
         {
-            (_, link::reply::Outcome::Opened(link::Opened { plaintext })) => Ok(Plaintext::new(plaintext)),
-            (_, other) => Err(unexpected(&other)),
+            (token, _, link::reply::Outcome::Opened(link::Opened { plaintext })) => {
+                Ok(Opened { plaintext: Plaintext::new(plaintext), token })
+            }
+            (_, _, other) => Err(unexpected(&other)),
         };
         self.shared.flights.join(key.finalize().into(), deadline, run).await
     }
@@ -278,7 +297,7 @@ impl Tokens {
         kek: u32,
         work: impl Fn(SealForm) -> link::request::Work,
         deadline: Instant,
-    ) -> Result<(SealForm, link::reply::Outcome), RequestError> {
+    ) -> Result<(usize, SealForm, link::reply::Outcome), RequestError> {
         let _place = self.shared.enter()?;
         let mut tried = [Tried::default(); MAX_TOKENS];
         let mut last = None;
@@ -290,7 +309,7 @@ impl Tokens {
             let form = member.shared.spec.form;
             let attempt = member.attempt(kind, kek, work(form), self.shared.budget(index, deadline)).await;
             let (error, stays) = match attempt {
-                Attempt::Done(Ok(outcome)) => return Ok((form, outcome)),
+                Attempt::Done(Ok(outcome)) => return Ok((index, form, outcome)),
                 Attempt::Done(Err(error)) => return Err(error),
                 Attempt::Lost(error) => (error, false),
                 Attempt::Refused(error) => (error, true),
@@ -381,19 +400,27 @@ impl Shared {
     }
 
     /// Sends the requests that follow elsewhere, too, if it is the token that is in trouble and not this one request.
-    fn fail_over(&self, from: usize, to: usize) {
+    fn fail_over(&self, from_position: usize, to_position: usize) {
         let stays = |member: &Member| {
             let state = member.shared.state.borrow();
             // At the first start the other one was ready sooner, and that is no failure.
             state.is_sound() || matches!(state.phase, Phase::Starting) && !state.has_served
         };
-        if self.members.get(from).is_some_and(stays) {
+        if self.members.get(from_position).is_some_and(stays) {
             return;
         }
-        let swapped = self.current.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if let (true, Some(from), Some(to)) = (swapped, self.members.get(from), self.members.get(to)) {
+        let current = &self.current;
+        let swapped = current.compare_exchange(from_position, to_position, Ordering::Relaxed, Ordering::Relaxed);
+        let (from, to) = (self.members.get(from_position), self.members.get(to_position));
+        if let (Ok(_), Some(from), Some(to)) = (swapped, from, to) {
             let why = from.state().failure().map_or_else(String::new, ToString::to_string);
             METRICS.failover();
+            audit::record(|| Event::Failover {
+                from: from.label().to_owned(),
+                from_position,
+                to: to.label().to_owned(),
+                to_position,
+            });
             tracing::warn!(from = from.label(), to = to.label(), why, "failing over to another token");
         }
     }
@@ -420,6 +447,12 @@ async fn go_back(shared: Weak<Shared>) {
         let Some(index) = before.position(|member| member.state().sound_for() >= RETURN_AFTER) else { continue };
         if let (Some(from), Some(to)) = (shared.members.get(current), shared.members.get(index)) {
             shared.current.store(index, Ordering::Relaxed);
+            audit::record(|| Event::Return {
+                from: from.label().to_owned(),
+                from_position: current,
+                to: to.label().to_owned(),
+                to_position: index,
+            });
             tracing::info!(from = from.label(), to = to.label(), "going back to the token that is sound again");
         }
     }

@@ -13,6 +13,7 @@ use super::lifecycle::{Event, Lifecycle, Next, Stop};
 use super::member::{Attempt, Member, Phase, Shared};
 use super::process::{Login, StartFailure, Worker};
 use super::{Failure, Work};
+use crate::audit::{self, LoginOutcome};
 use crate::class::Class;
 use crate::observe::metrics::METRICS;
 use crate::wire::link;
@@ -86,6 +87,21 @@ async fn start(shared: &Shared) -> Result<(Worker, link::TokenInfo), StartFailur
         return Err(StartFailure { failure, login: Login::NotTried });
     }
     let started = Worker::start(&shared.spec).await;
+    let (login, failure) = match &started {
+        Ok(_) => (Login::Passed, None),
+        Err(StartFailure { failure, login }) => (*login, Some(failure.public.clone())),
+    };
+    let outcome = match login {
+        _ if shared.spec.pin.is_none() => None,
+        Login::NotTried => None,
+        Login::Passed => Some(LoginOutcome::Passed),
+        Login::Refused => Some(LoginOutcome::Refused),
+        Login::Unknown => Some(LoginOutcome::Unknown),
+    };
+    if let Some(outcome) = outcome {
+        let token = shared.spec.start.token_label.clone();
+        audit::record(|| audit::Event::Login { token, position: shared.position, outcome, failure });
+    }
     if let Err(StartFailure { failure, login: Login::Refused }) = &started
         && failure.class == Class::PinOrConfig
     {

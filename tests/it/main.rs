@@ -14,6 +14,7 @@
 mod another_program;
 mod api_server_stack;
 mod attacks;
+mod audit;
 mod bad_config;
 mod bad_kek;
 mod bad_module;

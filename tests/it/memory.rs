@@ -39,6 +39,8 @@ async fn no_seed_stays_in_memory(token: &TestToken) {
     let record = run_ceremony(token, token.directory());
     let mut config = Config::new(token, &record, "memory");
     config.value["log"] = serde_json::json!({"level": "trace"});
+    let audit = token.directory().join("audit.log");
+    config.value["audit"] = serde_json::json!({"to": audit});
     let plugin = Plugin::start(&config).healthy().await;
     let seeds: Vec<Vec<u8>> = (0..SEEDS).map(|index| random(LENGTHS[index % LENGTHS.len()])).collect();
     let sealed = seal_all(&plugin, &seeds).await;
@@ -72,6 +74,7 @@ async fn no_seed_stays_in_memory(token: &TestToken) {
         assert!(waited <= LIMIT, "copies of seeds in front and worker after {waited:?}: {found:?}");
     }
     assert_eq!(canaries.count(fs::read(plugin.log_path()).unwrap().as_slice()), 0, "in the log");
+    assert_eq!(canaries.count(&fs::read(&audit).unwrap()), 0, "in the audit log");
     drop(client);
 }
 

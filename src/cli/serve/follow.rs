@@ -8,6 +8,7 @@ use tokio::signal::unix::Signal;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::keks;
+use crate::audit::{self, Event};
 use crate::class::Class;
 use crate::cli::CliError;
 use crate::config::{Config, KekSource};
@@ -62,6 +63,7 @@ pub(super) async fn run(
 ) {
     let (KekSource::Keyring(path), Some(file)) = (config.kek.source.clone(), file) else {
         while hangup.recv().await.is_some() {
+            audit::reopen();
             current.get().tokens().restart();
         }
         return;
@@ -78,6 +80,7 @@ pub(super) async fn run(
                 current.looked();
             }
             _ = hangup.recv() => {
+                audit::reopen();
                 follower.failed = None;
                 let has_started = follower.look().await;
                 let tokens = current.get().tokens().clone();
@@ -177,6 +180,7 @@ impl Follower {
         let keyring = Keyring::new(self.config.cluster.as_str(), keks, tokens)
             .map_err(|error| keks::unusable_keyring(&self.path, error.to_string(), "stage each KEK once".to_owned()))?;
         METRICS.reload(true);
+        record(&keyring);
         tracing::info!(
             key_id_hash = keyring.active().hash(),
             epoch = keyring.epoch(),
@@ -194,9 +198,19 @@ impl Follower {
         // Once per reason: the file is looked at again and again.
         if self.current.refuse(Some(&error.why)) {
             METRICS.reload(false);
+            audit::record(|| Event::KeyringRefused { reason: error.why.clone() });
             tracing::error!(hint = error.hint, "{}; the one before is served: {}", error.what, error.why);
         }
     }
+}
+
+/// Writes down which keyring is served from now on.
+pub(super) fn record(keyring: &Keyring) {
+    audit::record(|| Event::Keyring {
+        key_id_hash: keyring.active().hash(),
+        epoch: keyring.epoch(),
+        keks: keyring.keks().len(),
+    });
 }
 
 /// Workers for these KEKs. No token that serves now may be lost by it.

@@ -45,6 +45,7 @@ fn commands_that_do_not_exist_are_found() {
         "cargo run --release -- call status --socket s --json",
         "hsm-kms profiles show softhsm2 --json > a.json",
         "hsm-kms ceremony sign a --as \"Ada Lovelace\" --key b",
+        "hsm-kms audit verify a b --head c",
     ] {
         check(right).unwrap();
     }
@@ -134,6 +135,8 @@ impl Help {
         }
         let is_script = program.starts_with("scripts/");
         let mut operands_left = operands(&help);
+        // The last operand may stand there several times.
+        let has_list = help.contains(">...\n");
         while let Some((word, further)) = rest.split_first() {
             rest = further;
             let (name, value) = word.split_once('=').map_or((word.as_str(), None), |(name, value)| (name, Some(value)));
@@ -143,6 +146,7 @@ impl Help {
                 Some(_) => {}
                 // A script's operand, such as a filter.
                 None if is_script && !name.starts_with('-') => {}
+                None if operands_left == 0 && has_list && !name.starts_with('-') => {}
                 None if operands_left > 0 && !name.starts_with('-') => operands_left -= 1,
                 None => return Err(format!("{} has no {word}", command.join(" "))),
             }

@@ -44,6 +44,7 @@ mod imitations;
 mod imports;
 mod inventory;
 mod ivs;
+mod kubernetes_api_server;
 mod lost_kek;
 mod memory;
 mod module_faults;

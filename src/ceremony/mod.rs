@@ -37,7 +37,7 @@ pub use self::negative::Refusal;
 pub(crate) use self::negative::run as negative_tests;
 pub use self::people::{People, Person, Role};
 pub use self::plan::{CopyPlan, Plan, PlanError, PlanLock, WitnessedPlan};
-pub use self::rehearsal::{PIN_HALVES, Stage};
+pub use self::rehearsal::{LABEL as THROW_AWAY_LABEL, PIN_HALVES, Stage, configure, initialise};
 pub use self::restore::{import_copy, restore};
 pub use self::steps::{Act, Note, Owner, Step, StepId, steps};
 pub use self::trial::run as run_trial;

@@ -81,13 +81,7 @@ impl Stage {
 
     /// A configuration of SoftHSM2 with a folder for its tokens.
     fn configure(&self, name: &str) -> std::io::Result<PathBuf> {
-        let tokens = self.directory.join(name).join("tokens");
-        fs::create_dir_all(&tokens)?;
-        let file = self.directory.join(name).join("softhsm2.conf");
-        let text =
-            format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n", tokens.display());
-        fs::write(&file, text)?;
-        Ok(file)
+        configure(&self.directory.join(name))
     }
 }
 
@@ -98,10 +92,21 @@ impl Drop for Stage {
     }
 }
 
-const LABEL: &str = "REHEARSAL";
+/// A configuration of SoftHSM2 in this folder, with an empty folder `tokens` beside it.
+pub fn configure(directory: &Path) -> std::io::Result<PathBuf> {
+    let tokens = directory.join("tokens");
+    fs::create_dir_all(&tokens)?;
+    let file = directory.join("softhsm2.conf");
+    let text = format!("directories.tokendir = {}\nobjectstore.backend = file\nlog.level = ERROR\n", tokens.display());
+    fs::write(&file, text)?;
+    Ok(file)
+}
 
-/// Initialises a token, and returns its serial number.
-fn initialise(configuration: &Path) -> Result<String, CeremonyError> {
+/// Label of each throw-away token.
+pub const LABEL: &str = "REHEARSAL";
+
+/// Initialises a throw-away token with the PIN of [`PIN_HALVES`], and returns its serial number.
+pub fn initialise(configuration: &Path) -> Result<String, CeremonyError> {
     let tool = |arguments: &[&str]| {
         let output = Command::new("softhsm2-util").args(arguments).env("SOFTHSM2_CONF", configuration).output();
         let output = output.map_err(|source| CeremonyError::System {

@@ -4,6 +4,7 @@ mod audit;
 mod call;
 mod ceremony;
 mod doctor;
+mod drill;
 mod endpoints;
 mod error;
 mod etcd;
@@ -40,6 +41,8 @@ enum Command {
     Ceremony(ceremony::CeremonyArgs),
     /// See at a glance whether all is well; changes nothing, and nobody logs in to the HSM
     Doctor(doctor::DoctorArgs),
+    /// Play a theft or a loss, and report what came of it
+    Drill(drill::DrillArgs),
     /// Look into the store: which KEK it needs, one value of it, how to rewrite it
     Etcd(etcd::EtcdArgs),
     /// Make man pages and shell completions
@@ -72,6 +75,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         Command::Call(args) => call::run(args).map(|()| ExitCode::Done),
         Command::Ceremony(args) => ceremony::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Drill(args) => drill::run(&args),
         Command::Etcd(args) => etcd::run(args),
         Command::Generate(args) => generate::run(&args).map(|()| ExitCode::Done),
         Command::Hsm(args) => hsm::run(args),

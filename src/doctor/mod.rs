@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use self::checks::{GROUPS, Group};
+pub use self::process::children;
 pub use self::text::{Terminal, text};
 use crate::config::Config;
 use crate::finding::{Finding, Verdict};

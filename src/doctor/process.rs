@@ -21,7 +21,8 @@ pub(super) fn plugin(listener: Option<u32>, config: &Path) -> Result<Vec<u32>, S
     Ok(processes)
 }
 
-fn children(pid: u32) -> Vec<u32> {
+/// The processes that this one started, as far as they can be seen.
+pub fn children(pid: u32) -> Vec<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }

@@ -28,6 +28,7 @@ mod conformance;
 mod docs;
 mod doctor;
 mod door;
+mod drills;
 mod emulator;
 mod emulator_and_stack;
 mod etcd;

@@ -13,14 +13,14 @@ use serde_json::{Value, json};
 use crate::harness::{CLUSTER, LABEL, TestToken, run, text};
 
 /// A recovery key in software, in a folder of its own.
-struct SoftKey {
-    key: PathBuf,
-    recipient: PathBuf,
+pub struct SoftKey {
+    pub key: PathBuf,
+    pub recipient: PathBuf,
 }
 
 impl SoftKey {
     /// By `recovery keygen`, with these file names.
-    fn new(directory: &Path, name: &str) -> Self {
+    pub fn new(directory: &Path, name: &str) -> Self {
         let (key, recipient) = (directory.join(format!("{name}.key")), directory.join(format!("{name}.json")));
         succeeds(&["recovery", "keygen", "--key", &text(&key), "--recipient", &text(&recipient)]);
         Self { key, recipient }
@@ -51,7 +51,7 @@ fn succeeds(arguments: &[&str]) -> String {
 }
 
 /// A KEK with these recipients in the token; the path of its record.
-fn ceremony(token: &TestToken, recipients: &[&Path]) -> PathBuf {
+pub fn ceremony(token: &TestToken, recipients: &[&Path]) -> PathBuf {
     let recipients: Vec<_> =
         recipients.iter().map(|path| json!({"file": path, "fingerprint": fingerprint(path)})).collect();
     let plan = json!({

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::store::StoreArgs;
+use super::store::{Store, StoreArgs};
 use super::walk::walk;
 use super::{failure, page, print, table};
 use crate::cli::CliError;
@@ -33,14 +33,7 @@ pub(super) struct InventoryArgs {
 }
 
 pub(super) fn run(args: &InventoryArgs) -> Result<ExitCode, CliError> {
-    let prefix = args.prefix.as_bytes();
-    let mut counter = Counter::new(prefix);
-    let walked = walk(&args.store.store(), prefix, args.rate, &mut |entry| counter.add(&entry))?;
-    for fault in walked.faults {
-        counter.fault(fault);
-    }
-    counter.more_faults(walked.faults_left_off);
-    let inventory = counter.finish(UtcTime::now().to_string(), walked.source, walked.revision);
+    let inventory = count(&args.store.store(), args.prefix.as_bytes(), args.rate)?;
     if let Some(file) = &args.html {
         let page = page::render(&inventory).map_err(|error| {
             failure(ExitCode::DoesNotHold, "the page cannot be made", error.to_string(), "report this")
@@ -62,6 +55,17 @@ pub(super) fn run(args: &InventoryArgs) -> Result<ExitCode, CliError> {
         format!("{faults} faults; the first: {}", inventory.faults.first().map_or("", String::as_str)),
         "take every count for a lower bound, and read another copy of the store before you retire a KEK",
     ))
+}
+
+/// Goes through the store once.
+pub(in crate::cli) fn count(store: &Store, prefix: &[u8], rate: Option<u32>) -> Result<Inventory, CliError> {
+    let mut counter = Counter::new(prefix);
+    let walked = walk(store, prefix, rate, &mut |entry| counter.add(&entry))?;
+    for fault in walked.faults {
+        counter.fault(fault);
+    }
+    counter.more_faults(walked.faults_left_off);
+    Ok(counter.finish(UtcTime::now().to_string(), walked.source, walked.revision))
 }
 
 fn json(inventory: &Inventory) -> Result<String, CliError> {

@@ -1,7 +1,7 @@
 //! `hsm-kms etcd`: what the store holds, one value of it, and how to rewrite it.
 
 pub(super) mod decrypt;
-mod inventory;
+pub(super) mod inventory;
 mod page;
 mod rewrite_plan;
 pub(super) mod store;

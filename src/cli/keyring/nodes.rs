@@ -39,9 +39,7 @@ pub(in crate::cli) fn reports(nodes: &[String]) -> Result<Vec<NodeReport>, CliEr
                 .to_owned(),
         };
         let unreachable = |why: String| unknown(ExitCode::NotReachable, why);
-        let bytes = runtime.block_on(async {
-            timeout(LIMIT, read(node)).await.unwrap_or_else(|_| Err(format!("no answer within {} s", LIMIT.as_secs())))
-        });
+        let bytes = runtime.block_on(async { get(node, "/keyring").await });
         let report = NodeReport::parse(&bytes.map_err(unreachable)?).map_err(|error| unreachable(error.to_string()))?;
         let age = UtcTime::now().since(report.time);
         if age > FRESH {
@@ -56,22 +54,31 @@ pub(in crate::cli) fn reports(nodes: &[String]) -> Result<Vec<NodeReport>, CliEr
     Ok(reports)
 }
 
-async fn read(node: &str) -> Result<Vec<u8>, String> {
+/// What a node answers at this path of its endpoints, given by their address or socket; or the content of a file.
+pub(in crate::cli) async fn get(node: &str, path: &'static str) -> Result<Vec<u8>, String> {
+    let answer = timeout(LIMIT, read(node, path)).await;
+    answer.unwrap_or_else(|_| Err(format!("no answer within {} s", LIMIT.as_secs())))
+}
+
+async fn read(node: &str, asked: &'static str) -> Result<Vec<u8>, String> {
     let path = Path::new(node);
     match path.metadata() {
         Ok(metadata) if metadata.file_type().is_socket() => {
-            ask(UnixStream::connect(path).await.map_err(|error| error.to_string())?).await
+            ask(UnixStream::connect(path).await.map_err(|error| error.to_string())?, asked).await
         }
         Ok(_) => strict::read(path).map_err(|fault| fault.to_string()),
         Err(error) if node.contains('/') => Err(error.to_string()),
-        Err(_) => ask(TcpStream::connect(node).await.map_err(|error| error.to_string())?).await,
+        Err(_) => ask(TcpStream::connect(node).await.map_err(|error| error.to_string())?, asked).await,
     }
 }
 
-async fn ask(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Vec<u8>, String> {
+async fn ask(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    asked: &'static str,
+) -> Result<Vec<u8>, String> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     tokio::spawn(connection);
-    let request = Request::get("/keyring").header("host", "localhost").body(Empty::<Bytes>::new());
+    let request = Request::get(asked).header("host", "localhost").body(Empty::<Bytes>::new());
     let answer = sender.send_request(request.map_err(|error| error.to_string())?).await;
     let answer = answer.map_err(|error| error.to_string())?;
     if answer.status() != StatusCode::OK {

@@ -10,7 +10,7 @@ use crate::cli::CliError;
 use crate::exit::ExitCode;
 
 /// Writes a file that must not exist yet. One that is not whole does not stay.
-pub(super) fn write_new(path: &Path, mode: u32, content: &[u8]) -> Result<(), CliError> {
+pub(in crate::cli) fn write_new(path: &Path, mode: u32, content: &[u8]) -> Result<(), CliError> {
     let mut file = open_new(path, mode).map_err(|error| unwritten(path, &error))?;
     file.write_all(content).and_then(|()| file.sync_all()).map_err(|error| {
         let _ = std::fs::remove_file(path);

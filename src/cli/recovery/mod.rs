@@ -3,7 +3,7 @@
 mod audit;
 mod combine;
 mod drill;
-mod file;
+pub(super) mod file;
 mod guide;
 mod keygen;
 mod open;

@@ -34,7 +34,8 @@ async fn a_user_without_rights_gets_each_row() {
     let site = Site::new();
     let _plugin = Plugin::start(&site.config).healthy().await;
     let copy = site.file("hsm-kms");
-    fs::copy(env!("CARGO_BIN_EXE_hsm-kms"), &copy).unwrap();
+    // Not by this process: a child of another test would have the copy open for writing, and it could not be run.
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_hsm-kms")).arg(&copy).status().unwrap().success());
     fs::set_permissions(site.token.directory(), Permissions::from_mode(0o711)).unwrap();
     let config = text(site.config.write());
     let rows = || {

@@ -15,7 +15,7 @@ mod rotations;
 mod script;
 mod secrets;
 mod shares_interrupted;
-mod staged;
+pub mod staged;
 pub mod terminal;
 mod whole;
 mod wrong_answers;

@@ -5,6 +5,7 @@
 mod commands;
 mod generated;
 mod links;
+mod played;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,26 +35,56 @@ fn markdown(folder: &Path, deep: bool) -> Vec<PathBuf> {
 
 /// A fenced block.
 struct Block {
+    /// The line on which it begins.
+    line: usize,
     mark: String,
+    /// What a comment right in front of it says.
+    note: Option<String>,
     text: String,
 }
 
-/// The fenced blocks and the lines on which they begin.
-fn blocks(document: &str) -> Vec<(usize, Block)> {
+impl Block {
+    /// Whether it holds commands to be typed.
+    fn is_shell(&self) -> bool {
+        matches!(self.mark.as_str(), "sh" | "console")
+    }
+}
+
+fn blocks(document: &str) -> Vec<Block> {
     let mut found = Vec::new();
-    let mut open: Option<(usize, Block)> = None;
+    let mut open: Option<Block> = None;
+    let mut before = "";
+    let mut indentation = 0;
     for (number, line) in (1..).zip(document.lines()) {
-        match (&mut open, line.trim_start().strip_prefix("```")) {
+        let inner = line.trim_start();
+        match (&mut open, inner.strip_prefix("```")) {
             (None, Some(mark)) => {
-                open = Some((number, Block { mark: mark.trim().to_owned(), text: String::new() }));
+                indentation = line.len() - inner.len();
+                let note = before.strip_prefix("<!-- ").and_then(|rest| rest.strip_suffix(" -->")).map(str::to_owned);
+                open = Some(Block { line: number, mark: mark.trim().to_owned(), note, text: String::new() });
             }
             (Some(_), Some(_)) => found.extend(open.take()),
-            (Some((_, block)), None) => {
-                block.text.push_str(line.trim_start());
+            (Some(block), None) => {
+                block.text.push_str(line.get(indentation..).unwrap_or(inner));
                 block.text.push('\n');
             }
             (None, None) => {}
         }
+        before = inner;
     }
     found
+}
+
+/// Whether there is a test of this name, `module::test`: an integration test, or a unit test.
+fn is_test(name: &str) -> bool {
+    let Some((module, test)) = name.rsplit_once("::") else { return false };
+    let unit = module.trim_end_matches("::tests").replace("::", "/");
+    let files = [
+        format!("tests/it/{}.rs", module.replace("::", "/")),
+        format!("src/{unit}.rs"),
+        format!("src/{unit}/mod.rs"),
+        format!("src/{unit}/tests.rs"),
+    ];
+    let declared = format!("fn {test}(");
+    files.iter().any(|file| fs::read_to_string(root().join(file)).is_ok_and(|source| source.contains(&declared)))
 }

@@ -38,7 +38,7 @@ fn secret(text: &str) -> String {
 }
 
 /// The fingerprint in the file of a recipient.
-fn fingerprint(recipient: &Path) -> String {
+pub fn fingerprint(recipient: &Path) -> String {
     let file: Value = serde_json::from_slice(&fs::read(recipient).unwrap()).unwrap();
     file["recipient"]["fingerprint"].as_str().unwrap().to_owned()
 }

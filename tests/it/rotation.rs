@@ -3,7 +3,7 @@
 mod load;
 mod on_a_store;
 mod refusals;
-mod site;
+pub mod site;
 mod skewed_clocks;
 
 use std::collections::BTreeSet;

@@ -13,10 +13,10 @@ fn commands_in_the_documents_exist() {
     let mut help = Help::default();
     let (mut found, mut wrong) = (0, Vec::new());
     for path in documents() {
-        for (line, block) in blocks(&fs::read_to_string(&path).unwrap()) {
-            for command in block.commands() {
+        for block in blocks(&fs::read_to_string(&path).unwrap()) {
+            for command in commands(&block) {
                 found += 1;
-                let place = format!("{}:{line}", path.display());
+                let place = format!("{}:{}", path.display(), block.line);
                 match block.mark.as_str() {
                     "sh" | "console" => wrong.extend(help.check(&command).err().map(|why| format!("{place}: {why}"))),
                     mark => wrong.push(format!("{place}: a block with commands is marked {mark:?}, not sh or console")),
@@ -32,7 +32,7 @@ fn commands_in_the_documents_exist() {
 fn commands_that_do_not_exist_are_found() {
     let mut help = Help::default();
     let mut check = |text: &str| {
-        let commands = Block { mark: "sh".to_owned(), text: text.to_owned() }.commands();
+        let commands = commands(&Block { line: 1, mark: "sh".to_owned(), note: None, text: text.to_owned() });
         assert_eq!(commands.len(), 1, "{text}");
         help.check(&commands[0])
     };
@@ -69,15 +69,13 @@ fn commands_that_do_not_exist_are_found() {
     }
 }
 
-impl Block {
-    /// The calls of `hsm-kms` and of scripts, each as words.
-    fn commands(&self) -> Vec<Vec<String>> {
-        let joined = self.text.replace("\\\n", " ");
-        let is_console = self.mark == "console";
-        let lines = joined.lines().filter_map(|line| if is_console { line.strip_prefix("$ ") } else { Some(line) });
-        let lines = lines.map(|line| line.split(" #").next().unwrap_or(line));
-        lines.flat_map(|line| line.split(['|', ';', '&'])).filter_map(command).collect()
-    }
+/// The calls of `hsm-kms` and of scripts, each as words.
+fn commands(block: &Block) -> Vec<Vec<String>> {
+    let joined = block.text.replace("\\\n", " ");
+    let is_console = block.mark == "console";
+    let lines = joined.lines().filter_map(|line| if is_console { line.strip_prefix("$ ") } else { Some(line) });
+    let lines = lines.map(|line| line.split(" #").next().unwrap_or(line));
+    lines.flat_map(|line| line.split(['|', ';', '&'])).filter_map(command).collect()
 }
 
 /// The words of a command; what stands in quotes is one.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use super::{documents, root};
+use super::{documents, is_test, root};
 
 #[test]
 fn links_lead_to_what_is_there() {
@@ -138,19 +138,7 @@ fn tests_that_the_documents_name_exist() {
     for path in documents() {
         let document = fs::read_to_string(&path).unwrap();
         for name in TABLES.iter().flat_map(|heading| document.split(heading).skip(1)).flat_map(names) {
-            let (module, test) = name.rsplit_once("::").unwrap_or_else(|| panic!("{name:?} is not module::test"));
-            // An integration test's module is a file of tests/it, a unit test's one of src.
-            let unit = module.trim_end_matches("::tests").replace("::", "/");
-            let files = [
-                format!("tests/it/{}.rs", module.replace("::", "/")),
-                format!("src/{unit}.rs"),
-                format!("src/{unit}/mod.rs"),
-                format!("src/{unit}/tests.rs"),
-            ];
-            let exists = files.iter().any(|file| {
-                fs::read_to_string(root().join(file)).is_ok_and(|source| source.contains(&format!("fn {test}(")))
-            });
-            assert!(exists, "{}: there is no test {name}", path.display());
+            assert!(is_test(name), "{}: there is no test {name}", path.display());
             found += 1;
         }
     }

@@ -13,13 +13,13 @@ pub struct Group {
 
 /// All groups.
 pub static GROUPS: [Group; 6] = [
-    Group { title: "Files", checks: &[&CONFIG, &CONFIG_FILE, &PIN_FILE, &RECORD_FILE, &SOCKET_FOLDER] },
+    Group { title: "Files", checks: &[&CONFIG, &CONFIG_FILE, &PIN_FILE, &RECORD_FILE, &SOCKET_FOLDER, &AUDIT_FILE] },
     Group {
         title: "Module and token",
         checks: &[&MODULE_FILE, &MODULE, &MODULE_KNOWN, &TOKEN, &PIN_STATE, &MECHANISMS, &PROFILE, &EVIDENCE],
     },
     Group { title: "KEK", checks: &[&RECORD, &KEK, &RECOVERY, &DRILL, &ROTATION, &KEYRING] },
-    Group { title: "Plugin", checks: &[&SOCKET, &STATUS, &PEERS, &MEMORY, &CORE] },
+    Group { title: "Plugin", checks: &[&SOCKET, &STATUS, &PEERS, &MEMORY, &CORE, &SANDBOX] },
     Group { title: "Machine", checks: &[&CLOCK] },
     Group { title: "EncryptionConfiguration", checks: &kubernetes::CHECKS },
 ];
@@ -41,6 +41,8 @@ checks! {
         "whoever writes it chooses which key is taken for the KEK"
     SOCKET_FOLDER "socket-folder" "socket's folder"
         "whoever writes to it can put another socket there, and be sent every seed"
+    AUDIT_FILE "audit-log" "audit log"
+        "whoever writes it can hide what was done; and a full disk loses lines, or stops the plugin"
     MODULE_FILE "module-file" "module's rights"
         "whoever writes it runs in the process that has the PIN"
     MODULE "module" "module"
@@ -79,6 +81,8 @@ checks! {
         "seeds and PIN must not get onto a disk by way of swap"
     CORE "core-dumps" "core dumps"
         "a core dump would hold seeds and PIN"
+    SANDBOX "sandbox" "sandbox"
+        "a vendor's library with a hole should reach no more than it needs"
     CLOCK "clock" "clock"
         "planned activations, ages and the times in evidence are worth what the clock is"
 }

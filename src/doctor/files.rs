@@ -4,11 +4,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::checks::{CONFIG, CONFIG_FILE, PIN_FILE, RECORD_FILE, SOCKET_FOLDER};
+use super::checks::{AUDIT_FILE, CONFIG, CONFIG_FILE, PIN_FILE, RECORD_FILE, SOCKET_FOLDER};
 use super::plugin::Contact;
 use super::{NO_CONFIG, Subject};
+use crate::audit::Destination;
 use crate::config::{Config, KekSource, Token};
-use crate::finding::{Check, Finding};
+use crate::finding::{Check, Finding, Verdict};
 use crate::keyring::folder;
 use crate::pin::PinSource;
 
@@ -34,8 +35,11 @@ pub(super) fn check(subject: &Subject<'_>, contact: Option<&Contact>) -> Vec<Fin
             }
             findings
                 .extend(record_files(config, subject).iter().map(|path| rights(&RECORD_FILE, path, WRITE, contact)));
+            findings.push(audit(config, contact));
         }
-        Err(_) => findings.extend([&PIN_FILE, &RECORD_FILE].map(|check| Finding::not_checked(check, NO_CONFIG))),
+        Err(_) => {
+            findings.extend([&PIN_FILE, &RECORD_FILE, &AUDIT_FILE].map(|check| Finding::not_checked(check, NO_CONFIG)));
+        }
     }
     findings.push(match subject.socket().and_then(Path::parent) {
         Some(folder) => rights(&SOCKET_FOLDER, folder, WRITE, contact),
@@ -68,6 +72,31 @@ fn pin(token: &Token, contact: Option<&Contact>) -> Finding {
         ),
     }
 }
+
+fn audit(config: &Config, contact: Option<&Contact>) -> Finding {
+    let path = match config.audit.as_ref().map(|audit| &audit.to) {
+        None => return Finding::not_checked(&AUDIT_FILE, "the configuration has no `audit`"),
+        Some(Destination::Journal) => return Finding::ok(&AUDIT_FILE, "it goes to the journal"),
+        Some(Destination::File(path)) => path,
+    };
+    if path.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        return Finding::not_checked(
+            &AUDIT_FILE,
+            format!("{} is not there: the plugin makes it at its start", path.display()),
+        );
+    }
+    let room = rustix::fs::statvfs(path).map(|found| found.f_bavail.saturating_mul(found.f_frsize));
+    match (rights(&AUDIT_FILE, path, READ_OR_WRITE, contact), room) {
+        (Finding { verdict: Verdict::Ok, found, .. }, Ok(room)) if room < LEAST_ROOM => {
+            let found = format!("{found}; {} MiB are left on its disk", room >> 20);
+            Finding::warning(&AUDIT_FILE, found, "make room, or rotate the file (docs/audit.md)")
+        }
+        (finding, _) => finding,
+    }
+}
+
+/// Some days of a busy cluster, in bytes.
+const LEAST_ROOM: u64 = 64 << 20;
 
 /// The record, or the keyring and its records.
 fn record_files(config: &Config, subject: &Subject<'_>) -> Vec<PathBuf> {

@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tonic::Request;
 
-use super::checks::{CORE, MEMORY, PEERS, SOCKET, STATUS};
+use super::checks::{CORE, MEMORY, PEERS, SANDBOX, SOCKET, STATUS};
 use super::{NO_CONFIG, Subject, process};
 use crate::finding::Finding;
 use crate::kms::client;
@@ -60,9 +60,9 @@ async fn status(path: &Path) -> Result<StatusResponse, String> {
 pub(super) fn check(subject: &Subject<'_>, contact: Option<&Contact>) -> Vec<Finding> {
     let mut findings = vec![socket(subject, contact), status_row(subject, contact), peers(subject)];
     match contact.map(|contact| &contact.processes) {
-        Some(Ok(pids)) => findings.extend([process::memory(pids), process::core(pids)]),
-        Some(Err(why)) => findings.extend([&MEMORY, &CORE].map(|check| Finding::not_checked(check, why))),
-        None => findings.extend([&MEMORY, &CORE].map(|check| Finding::not_checked(check, NO_PLUGIN))),
+        Some(Ok(pids)) => findings.extend([process::memory(pids), process::core(pids), process::sandbox(pids)]),
+        Some(Err(why)) => findings.extend([&MEMORY, &CORE, &SANDBOX].map(|check| Finding::not_checked(check, why))),
+        None => findings.extend([&MEMORY, &CORE, &SANDBOX].map(|check| Finding::not_checked(check, NO_PLUGIN))),
     }
     findings
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::checks::{CORE, MEMORY};
+use super::checks::{CORE, MEMORY, SANDBOX};
 use crate::finding::Finding;
 use crate::memory;
 
@@ -93,5 +93,29 @@ pub(super) fn core(pids: &[u32]) -> Finding {
         Some(_) => {
             Finding::failed(&CORE, "a process of the plugin may leave one", "see that it is hsm-kms, and restart it")
         }
+    }
+}
+
+pub(super) fn sandbox(pids: &[u32]) -> Finding {
+    // proc(5): no new privileges by exec, and a filter for system calls (2).
+    let is_limited = |pid: &u32| {
+        let (privileges, filter) = (field(*pid, "status", "NoNewPrivs:")?, field(*pid, "status", "Seccomp:")?);
+        Some(privileges == "1" && filter == "2")
+    };
+    let limited: Option<Vec<bool>> = pids.iter().map(is_limited).collect();
+    match limited {
+        None => Finding::not_checked(&SANDBOX, "the plugin's process is not seen from here"),
+        Some(limited) if limited.iter().all(|is_limited| *is_limited) => {
+            Finding::ok(&SANDBOX, format!("system calls are filtered in {} process(es)", pids.len()))
+        }
+        Some(limited) => Finding::warning(
+            &SANDBOX,
+            format!(
+                "{} of {} process(es) may do whatever their user may",
+                limited.iter().filter(|it| !**it).count(),
+                pids.len()
+            ),
+            "see docs/security.md; the systemd unit of the package limits them, too",
+        ),
     }
 }

@@ -25,7 +25,7 @@ const ALLOWED: [(&str, &[&str]); 20] = [
     ("audit", &["observe"]),
     ("ceremony", &["config", "envelope", "pkcs11", "profile", "record", "recovery", "shares"]),
     ("config", &["audit", "kms", "observe", "profile", "token"]),
-    ("doctor", &["config", "keyring", "kms", "kubernetes", "probe", "profile", "record", "worker"]),
+    ("doctor", &["audit", "config", "keyring", "kms", "kubernetes", "probe", "profile", "record", "worker"]),
     ("envelope", &[]),
     ("etcd", &["envelope", "recovery"]),
     ("keyring", &["envelope", "record", "recovery", "token", "wire"]),

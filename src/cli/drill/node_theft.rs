@@ -12,6 +12,7 @@ use super::copies::Copies;
 use super::report::Report;
 use super::stage::{self, CLUSTER, Folder, Plugin, Token, system};
 use super::{Output, active_record, failure, load};
+use crate::audit::Destination;
 use crate::cli::CliError;
 use crate::cli::etcd::inventory;
 use crate::cli::etcd::store::Store;
@@ -140,6 +141,9 @@ fn node(config: &Config, path: &Path, further: &[PathBuf]) -> Result<Node, CliEr
         files.extend(in_service.map(|entry| folder(keyring).join(entry.record.as_str())));
     }
     files.extend([&config.kek.recovery_drill, &config.kek.rewrap_table].into_iter().flatten().cloned());
+    if let Some(Destination::File(path)) = config.audit.as_ref().map(|audit| &audit.to) {
+        files.push(path.clone());
+    }
     files.extend(further.iter().cloned());
     let cluster = config.cluster.as_str().to_owned();
     Ok(Node { cluster, socket: config.socket.path.clone(), record, files })

@@ -141,6 +141,11 @@ impl Clone {
 }
 
 impl Node {
+    /// The file of its configuration.
+    pub fn config(&self) -> &Path {
+        self.config.write()
+    }
+
     fn new(token: Clone, standby: Option<Clone>, serial: &Value) -> Self {
         let Clone { place, section } = token;
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();

@@ -99,7 +99,7 @@ mod tests {
 
     fn reply(id: u64) -> Reply {
         let sealed = Sealed { iv: vec![7; 12], ciphertext: vec![9; 300] };
-        Reply { id, outcome: Some(reply::Outcome::Sealed(sealed)) }
+        Reply { id, outcome: Some(reply::Outcome::Sealed(sealed)), calls: Vec::new() }
     }
 
     #[test]

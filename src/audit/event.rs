@@ -64,6 +64,17 @@ pub enum LoginOutcome {
     Unknown,
 }
 
+impl LoginOutcome {
+    /// As the line has it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Refused => "refused",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// SHA-256 of a line, without its end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct LineHash(pub(super) [u8; 32]);

@@ -72,6 +72,7 @@ impl Bound {
                     is_healthy: health() == "ok",
                     waiting: keyring.tokens().load(),
                     audit: audit::is_writing(),
+                    activated: current.activated().map(UtcTime::unix_seconds),
                     tokens: keyring.tokens().each(),
                     recipients: keyring
                         .recipients()

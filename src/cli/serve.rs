@@ -157,7 +157,7 @@ async fn serve(
     follow::record(&keyring);
     drill::warn(config.kek.recovery_drill.as_deref(), &config.cluster, &keyring);
     let current = Arc::new(match &file {
-        Some(file) => Current::followed(keyring, file.head()),
+        Some(file) => Current::followed(keyring, file),
         None => Current::fixed(keyring),
     });
     let endpoints = bound.map(|bound| bound.serve(Arc::clone(&current), &config)).transpose()?;

@@ -6,14 +6,16 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
-use super::Keyring;
-use crate::record::Sha256Digest;
+use super::{Keyring, KeyringFile};
+use crate::record::{Sha256Digest, UtcTime};
 
 /// The keyring that is served now.
 pub struct Current {
     keyring: RwLock<Arc<Keyring>>,
     /// Hash of the last event of the file that it is from.
     head: RwLock<Option<Sha256Digest>>,
+    /// When the KEK that seals became active, or was made.
+    activated: RwLock<Option<UtcTime>>,
     /// Why the file on the disk is not served.
     refused: RwLock<Option<String>>,
     look: Option<Look>,
@@ -37,7 +39,9 @@ const LOOK_PAUSE: Duration = Duration::from_secs(5);
 impl Current {
     /// Serves this keyring, which no other follows.
     pub fn fixed(keyring: Keyring) -> Self {
+        let made = keyring.keks().iter().map(|kek| kek.record.ceremony.time).max();
         Self {
+            activated: RwLock::new(made),
             keyring: RwLock::new(Arc::new(keyring)),
             head: RwLock::default(),
             refused: RwLock::default(),
@@ -45,10 +49,15 @@ impl Current {
         }
     }
 
-    /// Serves this keyring, from the file with this head; whoever calls [`Current::asked`] follows the file.
-    pub fn followed(keyring: Keyring, head: Sha256Digest) -> Self {
+    /// Serves this keyring, from this file; whoever calls [`Current::asked`] follows the file.
+    pub fn followed(keyring: Keyring, file: &KeyringFile) -> Self {
         let look = Look { asked: Notify::new(), last: Mutex::default(), runs: watch::Sender::new(false) };
-        Self { head: RwLock::new(Some(head)), look: Some(look), ..Self::fixed(keyring) }
+        Self {
+            head: RwLock::new(Some(file.head())),
+            activated: RwLock::new(file.last_activation()),
+            look: Some(look),
+            ..Self::fixed(keyring)
+        }
     }
 
     /// The keyring now. Held for as long as one request, it stays whole, with its workers.
@@ -59,6 +68,11 @@ impl Current {
     /// Hash of the last event of the file that the keyring is from. `None`: it is from no such file.
     pub fn head(&self) -> Option<Sha256Digest> {
         *self.head.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When the KEK that seals became active; where it is the only one, when the ceremony made it.
+    pub fn activated(&self) -> Option<UtcTime> {
+        *self.activated.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why the file on the disk is not served.
@@ -75,8 +89,9 @@ impl Current {
     }
 
     /// Serves another keyring from now on. The one before stays for a while, for those who were told of it.
-    pub fn replace(&self, next: Keyring, head: Sha256Digest) {
-        *self.head.write().unwrap_or_else(PoisonError::into_inner) = Some(head);
+    pub fn replace(&self, next: Keyring, file: &KeyringFile) {
+        *self.head.write().unwrap_or_else(PoisonError::into_inner) = Some(file.head());
+        *self.activated.write().unwrap_or_else(PoisonError::into_inner) = file.last_activation();
         let next = Arc::new(next);
         let before = std::mem::replace(&mut *self.keyring.write().unwrap_or_else(PoisonError::into_inner), next);
         tokio::spawn(async move {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 
 use crate::audit::{self, Event};
+use crate::observe::metrics::METRICS;
 
 /// Open connections of one process, at most. An API server has one per provider entry.
 pub const CONNECTIONS_PER_PROCESS: usize = 64;
@@ -83,6 +84,7 @@ impl Peers {
 
     fn refuse(&mut self, reason: &'static str, peer: Option<(u32, i32)>, line: impl FnOnce()) {
         self.refused += 1;
+        METRICS.connection_refused(reason);
         if self.logged.is_none_or(|at| at.elapsed() >= LOG_PAUSE) {
             self.logged = Some(Instant::now());
             line();

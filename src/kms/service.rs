@@ -75,15 +75,18 @@ impl Service {
 #[tonic::async_trait]
 impl KeyManagementService for Service {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let began = Instant::now();
         let keyring = self.keyring.get();
         if let Some(caller) = request.extensions().get::<Caller>() {
             caller.told.tell(&keyring);
         }
-        Ok(Response::new(StatusResponse {
+        let answer = StatusResponse {
             version: "v2".to_owned(),
             healthz: status::healthz(&keyring.tokens().health(), self.health),
             key_id: keyring.active().as_str().to_owned(),
-        }))
+        };
+        METRICS.request("Status", Cow::Borrowed("OK"), began.elapsed());
+        Ok(Response::new(answer))
     }
 
     async fn encrypt(&self, request: Request<EncryptRequest>) -> Result<Response<EncryptResponse>, Status> {

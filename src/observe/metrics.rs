@@ -1,4 +1,4 @@
-//! What is counted, in the text format of `OpenMetrics`. Names and labels are public: docs/resilience.md lists them.
+//! What is counted, in the text format of `OpenMetrics`. Names and labels are public: docs/metrics.md lists them, and a test compares.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -28,6 +28,10 @@ pub struct Metrics {
     seals: Family<SealLabels, Counter>,
     rewrapped: Counter,
     audit_lost: Counter,
+    calls: Family<CallLabels, Counter>,
+    call_durations: Family<FunctionLabels, Histogram, fn() -> Histogram>,
+    logins: Family<LoginLabels, Counter>,
+    connections_refused: Family<RefusalLabels, Counter>,
 }
 
 /// What is true at the moment of the question.
@@ -44,12 +48,83 @@ pub struct Snapshot {
     pub waiting: usize,
     /// Whether the audit log is written, if there is one.
     pub audit: Option<bool>,
-    /// Each token: label, whether it serves without a fault, and how long ago the KEK did its work there.
-    pub tokens: Vec<(String, bool, Option<Duration>)>,
+    /// When the KEK that seals became active, in seconds since 1970.
+    pub activated: Option<i64>,
+    /// Each token, in the order of the list.
+    pub tokens: Vec<TokenSnapshot>,
     /// Each recovery recipient of the KEK that seals: fingerprint and scheme.
     pub recipients: Vec<(String, &'static str)>,
     /// When one of their keys last proved to work, in seconds since 1970.
     pub recovery_drill: Option<i64>,
+}
+
+/// How a token stands.
+pub struct TokenSnapshot {
+    /// Its label, as configured.
+    pub label: String,
+    /// As docs/resilience.md draws it.
+    pub state: TokenState,
+    /// It serves, and requests had better go there.
+    pub is_sound: bool,
+    /// No PIN is tried there before the operator's word.
+    pub is_pin_held_back: bool,
+    /// Sessions that serve.
+    pub sessions: usize,
+    /// How long ago the KEK did its work there.
+    pub proved_ago: Option<Duration>,
+}
+
+/// The states that docs/resilience.md draws.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[allow(missing_docs, reason = "docs/resilience.md has them")]
+pub enum TokenState {
+    Starting,
+    Ready,
+    Faulty,
+    Down,
+    Stopped,
+}
+
+impl TokenState {
+    const ALL: [(Self, &str); 5] = [
+        (Self::Starting, "starting"),
+        (Self::Ready, "ready"),
+        (Self::Faulty, "faulty"),
+        (Self::Down, "down"),
+        (Self::Stopped, "stopped"),
+    ];
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct CallLabels {
+    position: u64,
+    function: &'static str,
+    code: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct FunctionLabels {
+    position: u64,
+    function: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct LoginLabels {
+    token: String,
+    position: u64,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct RefusalLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct StateLabels {
+    token: String,
+    position: u64,
+    state: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -103,9 +178,12 @@ struct RecipientLabels {
 /// Upper bounds in seconds, up to the longest deadline.
 const BUCKETS: [f64; 12] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 2.0, 3.0];
 
+/// Why a connection is refused: another user, too many, nobody knows whose.
+pub const REFUSALS: [&str; 3] = ["this user may not connect", "too many are open", "its user is unknown"];
+
 impl Default for Metrics {
     fn default() -> Self {
-        Self {
+        let metrics = Self {
             requests: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
             hsm_failures: Family::default(),
@@ -116,7 +194,19 @@ impl Default for Metrics {
             seals: Family::default(),
             rewrapped: Counter::default(),
             audit_lost: Counter::default(),
+            calls: Family::default(),
+            call_durations: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
+            logins: Family::default(),
+            connections_refused: Family::default(),
+        };
+        // There from the beginning, so that the first of each is seen as an increase.
+        for outcome in ["served", "refused"] {
+            drop(metrics.reloads.get_or_create(&ReloadLabels { outcome }));
         }
+        for reason in REFUSALS {
+            drop(metrics.connections_refused.get_or_create(&RefusalLabels { reason }));
+        }
+        metrics
     }
 }
 
@@ -165,6 +255,23 @@ impl Metrics {
         self.rewrapped.inc();
     }
 
+    /// A PKCS#11 call returned, in a worker of the token at this place in the list.
+    pub fn call(&self, position: u64, function: &'static str, code: &'static str, duration: Duration) {
+        self.calls.get_or_create(&CallLabels { position, function, code }).inc();
+        let durations = self.call_durations.get_or_create(&FunctionLabels { position, function });
+        durations.observe(duration.as_secs_f64());
+    }
+
+    /// A worker tried to log in.
+    pub fn login(&self, token: &str, position: u64, outcome: &'static str) {
+        self.logins.get_or_create(&LoginLabels { token: token.to_owned(), position, outcome }).inc();
+    }
+
+    /// A connection was closed before a byte was read.
+    pub fn connection_refused(&self, reason: &'static str) {
+        self.connections_refused.get_or_create(&RefusalLabels { reason }).inc();
+    }
+
     /// A line of the audit log was lost.
     pub fn audit_lost(&self) {
         self.audit_lost.inc();
@@ -185,33 +292,26 @@ impl Metrics {
         registry.register("rewrap_table_decrypts", help, self.rewrapped.clone());
         registry.register("audit_lost", "Lines of the audit log that could not be written", self.audit_lost.clone());
         if let Some(is_writing) = snapshot.audit {
-            let writing = Gauge::<i64>::default();
-            writing.set(is_writing.into());
-            registry.register("audit_writing", "1 while the audit log is written, 0 while lines are lost", writing);
+            let help = "1 while the audit log is written, 0 while lines are lost";
+            gauge(&mut registry, "audit_writing", help, is_writing.into());
         }
-        let epoch = Gauge::<i64>::default();
-        epoch.set(i64::try_from(snapshot.epoch).unwrap_or(i64::MAX));
-        registry.register("keyring_epoch", "Activations of all KEKs so far", epoch);
-        let current = Gauge::<i64>::default();
-        current.set(snapshot.is_current.into());
-        registry.register("keyring_current", "1 while the keyring file is served, 0 while it is refused", current);
-        let waiting = Gauge::<i64>::default();
-        waiting.set(i64::try_from(snapshot.waiting).unwrap_or(i64::MAX));
-        registry.register("waiting_requests", "Requests that wait for a token or run on it", waiting);
-        let healthy = Gauge::<i64>::default();
-        healthy.set(snapshot.is_healthy.into());
-        registry.register("healthy", "1 while Status says ok", healthy);
-        let (up, age) =
-            (Family::<TokenLabels, Gauge>::default(), Family::<TokenLabels, Gauge<f64, AtomicU64>>::default());
-        for (position, (token, is_sound, proved_ago)) in (0..).zip(&snapshot.tokens) {
-            let labels = TokenLabels { token: token.clone(), position };
-            up.get_or_create(&labels).set((*is_sound).into());
-            if let Some(proved_ago) = proved_ago {
-                age.get_or_create(&labels).set(proved_ago.as_secs_f64());
-            }
-        }
-        registry.register("token_up", "1 while the token serves without a fault", up);
-        registry.register_with_unit("proof_age", "Since the KEK last did its work there", Unit::Seconds, age);
+        registry.register("pkcs11_calls", "PKCS#11 calls that returned, by function and code", self.calls.clone());
+        let durations = self.call_durations.clone();
+        registry.register_with_unit("pkcs11_call_duration", "Time in the vendor's module", Unit::Seconds, durations);
+        registry.register("logins", "Logins to a token, by what became of them", self.logins.clone());
+        let refused = self.connections_refused.clone();
+        registry.register("connections_refused", "Connections closed before a byte was read", refused);
+        let epoch = i64::try_from(snapshot.epoch).unwrap_or(i64::MAX);
+        gauge(&mut registry, "keyring_epoch", "Activations of all KEKs so far", epoch);
+        let help = "1 while the keyring file is served, 0 while it is refused";
+        gauge(&mut registry, "keyring_current", help, snapshot.is_current.into());
+        let waiting = i64::try_from(snapshot.waiting).unwrap_or(i64::MAX);
+        gauge(&mut registry, "waiting_requests", "Requests that wait for a token or run on it", waiting);
+        gauge(&mut registry, "healthy", "1 while Status says ok", snapshot.is_healthy.into());
+        register_tokens(&mut registry, &snapshot.tokens);
+        let help = "How many offline keys each new seed is also sealed to";
+        let count = i64::try_from(snapshot.recipients.len()).unwrap_or(i64::MAX);
+        gauge(&mut registry, "recovery_recipients", help, count);
         let recipients = Family::<RecipientLabels, Gauge>::default();
         for (fingerprint, scheme) in &snapshot.recipients {
             let labels = RecipientLabels { fingerprint: fingerprint.clone(), scheme };
@@ -219,10 +319,12 @@ impl Metrics {
         }
         registry.register("recovery_recipient_info", "Offline keys that seeds are also sealed to", recipients);
         if let Some(time) = snapshot.recovery_drill {
-            let drill = Gauge::<i64>::default();
-            drill.set(time);
             let help = "When a recovery key last opened what this plugin had sealed; absent if it is not known";
-            registry.register_with_unit("recovery_drill_timestamp", help, Unit::Seconds, drill);
+            timestamp(&mut registry, "recovery_drill_timestamp", help, time);
+        }
+        if let Some(time) = snapshot.activated {
+            let help = "When the KEK that seals became active; without a keyring, when it was made";
+            timestamp(&mut registry, "kek_activated_timestamp", help, time);
         }
         let info = Family::<Vec<(String, String)>, Gauge>::default();
         let labels = vec![
@@ -236,4 +338,40 @@ impl Metrics {
         let _ = encode(&mut text, &registry);
         text
     }
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str, value: i64) {
+    let gauge = Gauge::<i64>::default();
+    gauge.set(value);
+    registry.register(name, help, gauge);
+}
+
+fn timestamp(registry: &mut Registry, name: &str, help: &str, seconds: i64) {
+    let gauge = Gauge::<i64>::default();
+    gauge.set(seconds);
+    registry.register_with_unit(name, help, Unit::Seconds, gauge);
+}
+
+fn register_tokens(registry: &mut Registry, tokens: &[TokenSnapshot]) {
+    type Ages = Family<TokenLabels, Gauge<f64, AtomicU64>>;
+    let [up, held_back, sessions] = [0; 3].map(|_| Family::<TokenLabels, Gauge>::default());
+    let (states, ages) = (Family::<StateLabels, Gauge>::default(), Ages::default());
+    for (position, token) in (0..).zip(tokens) {
+        let labels = TokenLabels { token: token.label.clone(), position };
+        up.get_or_create(&labels).set(token.is_sound.into());
+        held_back.get_or_create(&labels).set(token.is_pin_held_back.into());
+        sessions.get_or_create(&labels).set(i64::try_from(token.sessions).unwrap_or(i64::MAX));
+        if let Some(proved_ago) = token.proved_ago {
+            ages.get_or_create(&labels).set(proved_ago.as_secs_f64());
+        }
+        for (state, word) in TokenState::ALL {
+            let labels = StateLabels { token: token.label.clone(), position, state: word };
+            states.get_or_create(&labels).set((token.state == state).into());
+        }
+    }
+    registry.register("token_up", "1 while the token serves without a fault", up);
+    registry.register("token_state", "1 for the state that the token is in", states);
+    registry.register("pin_held_back", "1 while no PIN is tried before the operator's word", held_back);
+    registry.register("sessions", "PKCS#11 sessions that serve", sessions);
+    registry.register_with_unit("proof_age", "Since the KEK last did its work there", Unit::Seconds, ages);
 }

@@ -13,6 +13,7 @@ mod opaque;
 mod raw;
 mod rsa;
 mod seal;
+mod timing;
 mod wrapped;
 
 use std::ffi::CString;
@@ -31,6 +32,7 @@ pub use self::key::{KekKeys, Key, KeyTemplate};
 use self::raw::Functions;
 pub use self::rsa::{RsaNumbers, RsaPair};
 pub use self::seal::Sealed;
+pub use self::timing::{TimedCall, take_calls};
 use crate::profile::{CodeOverride, UserKind};
 use crate::seal::Sealing;
 use crate::secret::Pin;

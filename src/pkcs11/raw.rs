@@ -28,6 +28,8 @@ use cryptoki_sys::{
 };
 use zeroize::{Zeroize, Zeroizing};
 
+use super::timing::time;
+
 /// Room behind every output buffer: some modules write a block past the length that they were given.
 const SLACK: usize = 64;
 
@@ -144,7 +146,7 @@ impl Functions {
     pub(crate) fn login(&self, session: u64, user: u64, pin: &[u8]) -> Result<(), CallFailed> {
         let (text, length) = (pin.as_ptr().cast_mut(), pin.len() as CK_ULONG);
         // SAFETY: the PIN is valid for its length, and a module only reads it.
-        call("C_Login", self.list.C_Login.map(|function| unsafe { function(session, user, text, length) }))
+        timed("C_Login", || self.list.C_Login.map(|function| unsafe { function(session, user, text, length) }))
     }
 
     /// `C_GetSessionInfo`: whether this function list knows a session that was opened through another one.
@@ -233,16 +235,15 @@ fn operate(
     mechanism.with_raw(|mechanism| {
         // SAFETY: the mechanism, its parameter, IV and AAD are valid for this call, and for the next one too, since some
         // modules keep the pointers until the operation ends.
-        call(init.0, init.1.map(|function| unsafe { function(session, mechanism, key) }))?;
+        timed(init.0, || init.1.map(|function| unsafe { function(session, mechanism, key) }))?;
         let (data, data_length) = (input.as_ptr().cast_mut(), input.len() as CK_ULONG);
-        // SAFETY: input and output are valid for the lengths given; a module only reads its input (PKCS#11 5.2); the output
-        // has SLACK bytes more than the module is told.
-        call(
-            finish.0,
-            finish
-                .1
-                .map(|function| unsafe { function(session, data, data_length, output.as_mut_ptr(), &raw mut length) }),
-        )
+        timed(finish.0, || {
+            finish.1.map(|function| {
+                // SAFETY: input and output are valid for the lengths given; a module only reads its input (PKCS#11 5.2); the
+                // output has SLACK bytes more than the module is told.
+                unsafe { function(session, data, data_length, output.as_mut_ptr(), &raw mut length) }
+            })
+        })
         .map_err(CallFailed::in_mid_operation)
     })?;
     cut(finish.0, output, length, room, &expected)
@@ -305,6 +306,11 @@ impl CallFailed {
         self.mid_operation = true;
         self
     }
+}
+
+/// A call that is made for an RPC, or to log in: how long it takes is of interest.
+fn timed(function: &'static str, code: impl FnOnce() -> Option<CK_RV>) -> Result<(), CallFailed> {
+    call(function, time(function, code))
 }
 
 fn call(function: &'static str, code: Option<CK_RV>) -> Result<(), CallFailed> {

@@ -11,7 +11,9 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::observe::metrics::METRICS;
 use crate::wire::{self, FrameBuffer, Spin, link};
+use crate::worker::call_names;
 
 /// What a request waits for.
 pub(super) type Answer = oneshot::Receiver<link::reply::Outcome>;
@@ -21,6 +23,8 @@ pub(super) struct Lane {
     queue: Mutex<Queue>,
     outgoing: Notify,
     load: AtomicUsize,
+    /// Place of the token in the list, from 0.
+    position: u64,
 }
 
 #[derive(Default)]
@@ -40,8 +44,8 @@ struct Waiting {
 }
 
 impl Lane {
-    pub(super) fn new() -> Self {
-        Self { queue: Mutex::default(), outgoing: Notify::new(), load: AtomicUsize::new(0) }
+    pub(super) fn new(position: u64) -> Self {
+        Self { queue: Mutex::default(), outgoing: Notify::new(), load: AtomicUsize::new(0), position }
     }
 
     /// Requests sent or queued and not yet answered.
@@ -148,6 +152,7 @@ impl Lane {
     fn deliver(&self, frames: &mut FrameBuffer) -> std::io::Result<()> {
         let invalid = |error| std::io::Error::new(ErrorKind::InvalidData, error);
         while let Some(reply) = frames.take::<link::Reply>().map_err(invalid)? {
+            count_calls(self.position, &reply.calls);
             let mut queue = self.queue();
             queue.progress = Some(Instant::now());
             if let Some(link::reply::Outcome::GoesOn(_)) = reply.outcome {
@@ -171,6 +176,14 @@ impl Lane {
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts what a worker of the token at this place in the list says that its module did.
+pub(super) fn count_calls(position: u64, calls: &[link::Call]) {
+    for call in calls {
+        let (function, code) = call_names(call);
+        METRICS.call(position, function, code, Duration::from_nanos(call.nanoseconds));
     }
 }
 

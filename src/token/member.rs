@@ -13,7 +13,7 @@ use super::lane::Lane;
 use super::process::WorkerSpec;
 use super::{Failure, RequestError, Work, supervisor};
 use crate::class::Class;
-use crate::observe::metrics::METRICS;
+use crate::observe::metrics::{METRICS, TokenSnapshot, TokenState};
 use crate::wire::link;
 
 /// One token, reached through its worker process. Cheap to clone.
@@ -132,6 +132,25 @@ impl Member {
     pub(super) fn proved_ago(&self) -> Option<Duration> {
         let at = self.shared.proved.load(Ordering::Relaxed);
         (at != 0).then(|| Duration::from_millis(uptime().saturating_sub(at)))
+    }
+
+    /// How it stands, for the metrics.
+    pub(super) fn snapshot(&self) -> TokenSnapshot {
+        let state = self.state();
+        TokenSnapshot {
+            label: self.label().to_owned(),
+            state: match &state.phase {
+                Phase::Starting => TokenState::Starting,
+                Phase::Ready if state.fault().is_some() => TokenState::Faulty,
+                Phase::Ready => TokenState::Ready,
+                Phase::Down(failure) if failure.class == Class::PinOrConfig => TokenState::Stopped,
+                Phase::Down(_) => TokenState::Down,
+            },
+            is_sound: state.is_sound(),
+            is_pin_held_back: self.shared.gate.is_closed.load(Ordering::Relaxed),
+            sessions: state.lanes.len(),
+            proved_ago: self.proved_ago(),
+        }
     }
 
     /// One attempt on the worker that serves now.

@@ -34,7 +34,7 @@ use self::member::{Attempt, Member, Phase};
 pub use self::process::{WorkerSpec, wire_pin};
 use crate::audit::{self, Event};
 use crate::class::Class;
-use crate::observe::metrics::METRICS;
+use crate::observe::metrics::{METRICS, TokenSnapshot};
 use crate::pin::PinSource;
 use crate::seal::SealForm;
 use crate::secret::Plaintext;
@@ -196,10 +196,9 @@ impl Tokens {
         }
     }
 
-    /// Each token: label, whether it serves without a fault, and how long ago the KEK did its work there.
-    pub fn each(&self) -> Vec<(String, bool, Option<Duration>)> {
-        let each = |member: &Member| (member.label().to_owned(), member.state().is_sound(), member.proved_ago());
-        self.shared.members.iter().map(each).collect()
+    /// How each token stands.
+    pub fn each(&self) -> Vec<TokenSnapshot> {
+        self.shared.members.iter().map(Member::snapshot).collect()
     }
 
     /// Label of the token at this place in the list, from 0.

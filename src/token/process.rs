@@ -10,6 +10,7 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Failure;
+use super::lane::count_calls;
 use super::launcher::{Launcher, Process};
 use crate::class::Class;
 use crate::pin::PinSource;
@@ -70,8 +71,8 @@ const KILL_LIMIT: Duration = Duration::from_secs(1);
 const START_LIMIT: Duration = Duration::from_secs(10);
 
 impl Worker {
-    /// Starts a worker and waits until it serves or says why not.
-    pub(super) async fn start(spec: &WorkerSpec) -> Result<(Self, link::TokenInfo), StartFailure> {
+    /// Starts a worker of the token at this place in the list, and waits until it serves or says why not.
+    pub(super) async fn start(spec: &WorkerSpec, position: u64) -> Result<(Self, link::TokenInfo), StartFailure> {
         let deadline = Instant::now() + START_LIMIT;
         let late = || Failure::at_start(format!("the worker did not start within {} s", START_LIMIT.as_secs()));
         let unstarted = |error| Failure::at_start(format!("the worker process cannot be started: {error}"));
@@ -79,7 +80,7 @@ impl Worker {
         let launched = launched.map_or_else(|_| Err(late()), |launched| launched.map_err(unstarted));
         let mut worker = launched.map_err(|failure| StartFailure { failure, login: Login::NotTried })?;
         let mut login = Login::NotTried;
-        let started = timeout_at(deadline, started(&mut worker.control, &mut login)).await;
+        let started = timeout_at(deadline, started(&mut worker.control, position, &mut login)).await;
         let outcome = started.unwrap_or_else(|_| Err(late()));
         match outcome {
             Ok(token) => Ok((worker, token)),
@@ -146,7 +147,7 @@ impl Failure {
 }
 
 /// Reads what the worker says of its start, and keeps what becomes of its login.
-async fn started(control: &mut UnixStream, login: &mut Login) -> Result<link::TokenInfo, Failure> {
+async fn started(control: &mut UnixStream, position: u64, login: &mut Login) -> Result<link::TokenInfo, Failure> {
     let lost = |detail: &str| Failure::at_start(detail.to_owned());
     let mut frames = FrameBuffer::default();
     let mut bytes = [0; 4096];
@@ -157,6 +158,7 @@ async fn started(control: &mut UnixStream, login: &mut Login) -> Result<link::To
         }
         frames.push(bytes.get(..count).unwrap_or_default());
         while let Some(started) = frames.take::<link::Started>().map_err(|error| lost(&error.to_string()))? {
+            count_calls(position, &started.calls);
             match started.outcome {
                 // Unknown until it says more.
                 Some(link::started::Outcome::LoggingIn(begun)) => {

@@ -67,7 +67,7 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
             Next::Wait(stop) => {
                 if stop == Stop::UnknownLogins {
                     let failure = unknown_logins();
-                    *shared.gate.closed.lock().await = Some(failure.clone());
+                    shared.gate.close(&mut *shared.gate.closed.lock().await, Some(failure.clone()));
                     log_down(&shared, &failure);
                     set_down(&shared, failure);
                 }
@@ -86,7 +86,7 @@ async fn start(shared: &Shared) -> Result<(Worker, link::TokenInfo), StartFailur
     if let Some(failure) = closed.clone() {
         return Err(StartFailure { failure, login: Login::NotTried });
     }
-    let started = Worker::start(&shared.spec).await;
+    let started = Worker::start(&shared.spec, shared.position).await;
     let (login, failure) = match &started {
         Ok(_) => (Login::Passed, None),
         Err(StartFailure { failure, login }) => (*login, Some(failure.public.clone())),
@@ -99,20 +99,21 @@ async fn start(shared: &Shared) -> Result<(Worker, link::TokenInfo), StartFailur
         Login::Unknown => Some(LoginOutcome::Unknown),
     };
     if let Some(outcome) = outcome {
+        METRICS.login(&shared.spec.start.token_label, shared.position, outcome.word());
         let token = shared.spec.start.token_label.clone();
         audit::record(|| audit::Event::Login { token, position: shared.position, outcome, failure });
     }
     if let Err(StartFailure { failure, login: Login::Refused }) = &started
         && failure.class == Class::PinOrConfig
     {
-        *closed = Some(failure.clone());
+        shared.gate.close(&mut closed, Some(failure.clone()));
     }
     started
 }
 
 /// The operator's word: what stopped the starts may be mended.
 async fn operator(shared: &Shared) -> Event {
-    *shared.gate.closed.lock().await = None;
+    shared.gate.close(&mut *shared.gate.closed.lock().await, None);
     Event::Operator
 }
 
@@ -164,7 +165,7 @@ async fn serve(shared: &Shared, mut worker: Worker) -> End {
         .sessions
         .drain(..)
         .map(|stream| {
-            let lane = Arc::new(Lane::new());
+            let lane = Arc::new(Lane::new(shared.position));
             let runner = Arc::clone(&lane);
             tasks.spawn(async move { runner.run(stream).await });
             lane

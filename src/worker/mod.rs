@@ -3,10 +3,12 @@
 //! Plain blocking code, no runtime: a PKCS#11 call cannot be cancelled, so each session has a thread of its own, and a
 //! process that hangs is killed from outside. Standard input is the control socketpair; it ends when the front does.
 
+mod calls;
 mod launcher;
 mod session;
 mod start;
 
+pub use self::calls::call_names;
 pub use self::launcher::{INHERITED, keep_of_environment, pin_variable, run as run_launcher};
 
 use std::io::{Read, Write};
@@ -49,6 +51,6 @@ pub fn run() -> Result<ExitCode, std::io::Error> {
 
 fn tell(control: &mut UnixStream, outcome: link::started::Outcome) -> std::io::Result<()> {
     let mut frame = Vec::new();
-    wire::append(&link::Started { outcome: Some(outcome) }, &mut frame);
+    wire::append(&link::Started { outcome: Some(outcome), calls: calls::calls() }, &mut frame);
     control.write_all(&frame)
 }

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::calls::calls;
 use super::start::Kek;
 use crate::class::Class;
 use crate::pkcs11::{Error, KekKeys, Sealed, Session, Token};
@@ -101,7 +102,7 @@ impl SessionThread {
         if let Some(link::request::Work::Seal(seal)) = &mut request.work {
             seal.plaintext.zeroize();
         }
-        link::Reply { id: request.id, outcome: Some(outcome) }
+        link::Reply { id: request.id, outcome: Some(outcome), calls: calls() }
     }
 
     /// Tries the work; after a failure once more on a new session; then lets the proof blob judge whose fault it is.
@@ -151,7 +152,7 @@ impl SessionThread {
         }
         let mut frame = Vec::new();
         let outcome = Some(link::reply::Outcome::GoesOn(true));
-        wire::append(&link::Reply { id: request.id, outcome }, &mut frame);
+        wire::append(&link::Reply { id: request.id, outcome, calls: Vec::new() }, &mut frame);
         // A front that is gone is noticed at the reply.
         let _ = self.stream.write_all(&frame);
         Ok(())

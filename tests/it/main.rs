@@ -48,6 +48,7 @@ mod ivs;
 mod kubernetes_api_server;
 mod lost_kek;
 mod memory;
+mod metrics;
 mod module_faults;
 mod network;
 mod packages;

@@ -187,7 +187,7 @@ impl Follower {
             keks = keyring.keks().len(),
             "another keyring is served"
         );
-        self.current.replace(keyring, file.head());
+        self.current.replace(keyring, &file);
         self.file = file;
         self.failed = None;
         self.changed = Some(Instant::now());
@@ -215,7 +215,7 @@ pub(super) fn record(keyring: &Keyring) {
 
 /// Workers for these KEKs. No token that serves now may be lost by it.
 async fn start(config: &Config, launcher: &Launcher, now: &Keyring, next: &[Kek]) -> Result<Tokens, Failure> {
-    let serves: Vec<bool> = now.tokens().each().into_iter().map(|(_, is_sound, _)| is_sound).collect();
+    let serves: Vec<bool> = now.tokens().each().into_iter().map(|token| token.is_sound).collect();
     let tokens = Tokens::start(keks::specs(config, next, launcher), config.limits.queue);
     let settled = timeout(START_LIMIT, tokens.settled()).await.map_err(|_| Failure {
         class: Class::Gone,

@@ -8,7 +8,7 @@ use cryptoki_sys::{
 };
 use zeroize::Zeroizing;
 
-use super::{CallFailed, Functions, SLACK, TAG_BITS, call, cut};
+use super::{CallFailed, Functions, SLACK, TAG_BITS, cut, timed};
 
 /// Everything of a message but its text and tag.
 pub(crate) struct Message<'a> {
@@ -135,21 +135,25 @@ impl Calls {
         let (pointer, size) = ((&raw mut parameter).cast(), size_of::<CK_GCM_MESSAGE_PARAMS>() as CK_ULONG);
         let mut mechanism = CK_MECHANISM { mechanism, pParameter: pointer, ulParameterLen: size };
         // SAFETY: the mechanism, its parameter, IV and tag are valid until this function ends, and with it the operation.
-        call(self.init.0, self.init.1.map(|function| unsafe { function(session, &raw mut mechanism, key) }))?;
+        timed(self.init.0, || self.init.1.map(|function| unsafe { function(session, &raw mut mechanism, key) }))?;
         let mut output = Zeroizing::new(vec![0_u8; input.len().saturating_add(SLACK)]);
         let mut length = input.len() as CK_ULONG;
         let (text, text_length) = (input.as_ptr().cast_mut(), input.len() as CK_ULONG);
         let (aad, aad_length) = (aad.as_ptr().cast_mut(), aad.len() as CK_ULONG);
         let written = output.as_mut_ptr();
-        let code = self.message.1.map(|function| {
-            // SAFETY: AAD and input are valid for the lengths given and only read; the module writes to the IV, the tag and the
-            // output, which has SLACK bytes more than the module is told.
-            unsafe { function(session, pointer, size, aad, aad_length, text, text_length, written, &raw mut length) }
-        });
-        let done = call(self.message.0, code).map_err(CallFailed::in_mid_operation);
+        let code = || {
+            self.message.1.map(|function| {
+                // SAFETY: AAD and input are valid for the lengths given and only read; the module writes to the IV, the tag and
+                // the output, which has SLACK bytes more than the module is told.
+                unsafe {
+                    function(session, pointer, size, aad, aad_length, text, text_length, written, &raw mut length)
+                }
+            })
+        };
+        let done = timed(self.message.0, code).map_err(CallFailed::in_mid_operation);
         // After a failed message, too: the operation must not outlive what it has pointers to.
         // SAFETY: no pointers.
-        let ended = call(self.last.0, self.last.1.map(|function| unsafe { function(session) }));
+        let ended = timed(self.last.0, || self.last.1.map(|function| unsafe { function(session) }));
         done.and(ended.map_err(CallFailed::in_mid_operation))?;
         cut(self.message.0, output, length, input.len(), &(input.len()..=input.len()))
     }

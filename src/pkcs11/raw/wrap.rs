@@ -9,7 +9,7 @@ use cryptoki_sys::{
 };
 use zeroize::Zeroizing;
 
-use super::{CallFailed, Functions, Mechanism, SLACK, call, cut};
+use super::{CallFailed, Functions, Mechanism, SLACK, cut, timed};
 
 impl Functions {
     /// `C_WrapKey`. Gives exactly `expected` bytes, or an error.
@@ -25,14 +25,16 @@ impl Functions {
         let mut output = Zeroizing::new(vec![0_u8; expected.saturating_add(SLACK)]);
         let mut length = expected as CK_ULONG;
         let written = output.as_mut_ptr();
-        let code = self.list.C_WrapKey.map(|function| {
-            mechanism.with_raw(|mechanism| {
-                // SAFETY: the mechanism and its parameter are valid for the call; the output has SLACK bytes more than the
-                // module is told.
-                unsafe { function(session, mechanism, wrapping, key, written, &raw mut length) }
+        let code = || {
+            self.list.C_WrapKey.map(|function| {
+                mechanism.with_raw(|mechanism| {
+                    // SAFETY: the mechanism and its parameter are valid for the call; the output has SLACK bytes more than
+                    // the module is told.
+                    unsafe { function(session, mechanism, wrapping, key, written, &raw mut length) }
+                })
             })
-        });
-        call(NAME, code).map_err(CallFailed::in_mid_operation)?;
+        };
+        timed(NAME, code).map_err(CallFailed::in_mid_operation)?;
         let mut output = cut(NAME, output, length, expected, &(expected..=expected))?;
         Ok(std::mem::take(&mut *output))
     }
@@ -59,13 +61,16 @@ impl Functions {
         let (bytes, length) = (wrapped.as_ptr().cast_mut(), wrapped.len() as CK_ULONG);
         let (attributes, count) = (template.as_mut_ptr(), template.len() as CK_ULONG);
         let mut handle = 0;
-        let code = self.list.C_UnwrapKey.map(|function| {
-            // SAFETY: mechanism, input, template and the values in it are valid for the call; the module only writes the handle.
-            unsafe {
-                function(session, &raw mut mechanism, unwrapping, bytes, length, attributes, count, &raw mut handle)
-            }
-        });
-        call("C_UnwrapKey", code)?;
+        let code = || {
+            self.list.C_UnwrapKey.map(|function| {
+                // SAFETY: mechanism, input, template and the values in it are valid for the call; the module only writes the
+                // handle.
+                unsafe {
+                    function(session, &raw mut mechanism, unwrapping, bytes, length, attributes, count, &raw mut handle)
+                }
+            })
+        };
+        timed("C_UnwrapKey", code)?;
         // SAFETY: the module has just given this handle.
         Ok(unsafe { ObjectHandle::new_from_raw(handle) })
     }

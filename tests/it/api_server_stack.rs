@@ -1,15 +1,17 @@
 //! kube-apiserver's own encryption code as the client.
 
+use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::emulator::{self, ApiServer};
 use crate::etcd::{self, Etcd};
-use crate::harness::{Config, Plugin, TestToken, run_ceremony};
-use crate::parts::{API_SERVER_STACK, step};
+use crate::harness::{Config, Plugin, TestToken, run_ceremony, text};
+use crate::parts::{API_SERVER_STACK, Running, step};
 
 /// The provider's name in every configuration of the stack.
 pub const PROVIDER: &str = "hsm-kms";
@@ -166,4 +168,103 @@ pub async fn serve() -> (TestToken, Config, Plugin) {
 /// An emulated API server on this plugin.
 pub async fn emulate(plugin: &Plugin) -> ApiServer {
     ApiServer::start([(PROVIDER, emulator::Plugin::real(plugin.client().await))]).await
+}
+
+/// What each step of docs/migration.md must give, with each provider that a cluster may have today.
+#[tokio::test]
+async fn from_another_provider_to_this_one_and_back() {
+    let (token, _, plugin) = serve().await;
+    let kms = json!({"kms": {
+        "apiVersion": "v2",
+        "name": PROVIDER,
+        "endpoint": format!("unix://{}", plugin.socket().display()),
+        "timeout": "3s",
+    }});
+    // The key of a file, which is no secret here.
+    let key = json!({"keys": [{"name": "key1", "secret": data_encoding::BASE64.encode(&[7; 32])}]});
+    for (old, prefix) in [
+        (json!({"aescbc": key}), "k8s:enc:aescbc:v1:key1:"),
+        (json!({"secretbox": key}), "k8s:enc:secretbox:v1:key1:"),
+        (json!({"identity": {}}), "k8s\0"),
+    ] {
+        let configuration = |name: &str, providers: &[&Value]| {
+            let path = token.directory().join(format!("{name}.yaml"));
+            let resources = json!([{"resources": ["secrets"], "providers": providers}]);
+            let version = "apiserver.config.k8s.io/v1";
+            let file = json!({"apiVersion": version, "kind": "EncryptionConfiguration", "resources": resources});
+            fs::write(&path, file.to_string()).unwrap();
+            text(&path)
+        };
+        let before = configuration("before", &[&old]);
+        let added = configuration("added", &[&old, &kms]);
+        let changed = configuration("changed", &[&kms, &old]);
+        let alone = configuration("alone", &[&kms]);
+        let mut node = Node::start(&plugin, &before);
+        let of_old = node.write("a");
+        assert!(of_old.starts_with(prefix.as_bytes()));
+
+        node.fresh(&added);
+        assert_eq!(node.read("a", &of_old), Ok(false));
+        assert!(node.write("b").starts_with(prefix.as_bytes()));
+
+        node.fresh(&changed);
+        let of_kms = node.write("c");
+        assert!(of_kms.starts_with(format!("k8s:enc:kms:v2:{PROVIDER}:").as_bytes()));
+        assert_eq!(node.read("a", &of_old), Ok(true), "it is to be rewritten");
+        let rewritten = node.write("a");
+        // A node that is not so far reads it, too; and one that was not told of the plugin does not.
+        let mut late = Node::start(&plugin, &added);
+        assert_eq!(late.read("c", &of_kms), Ok(true));
+        late.fresh(&before);
+        late.read("c", &of_kms).unwrap_err();
+
+        node.fresh(&alone);
+        assert_eq!(node.read("a", &rewritten), Ok(false));
+        let refused = node.read("a", &of_old).unwrap_err();
+        assert!(refused.contains("no matching prefix found"), "{refused}");
+
+        // And back.
+        node.fresh(&changed);
+        late.fresh(&added);
+        assert_eq!(late.read("a", &rewritten), Ok(true));
+        let back = late.write("a");
+        assert_eq!(node.read("a", &back), Ok(true), "the other is not so far");
+        late.fresh(&before);
+        assert_eq!(late.read("a", &back), Ok(false));
+    }
+}
+
+/// An API server with a configuration of several providers.
+struct Node(Running);
+
+impl Node {
+    fn start(plugin: &Plugin, configuration: &str) -> Self {
+        let mut stack = API_SERVER_STACK.start(&["script", "--configuration", configuration], plugin.socket());
+        stack.wait_for("loaded");
+        Self(stack)
+    }
+
+    fn ask(&mut self, line: &str) -> Result<Value, String> {
+        self.0.say(line);
+        let step = self.0.next().unwrap();
+        if step["done"] == true { Ok(step) } else { Err(step["error"].to_string()) }
+    }
+
+    /// Starts anew, with another file.
+    fn fresh(&mut self, configuration: &str) {
+        self.ask(&format!("fresh {configuration}")).unwrap();
+    }
+
+    fn write(&mut self, name: &str) -> Vec<u8> {
+        let step = self.ask(&format!("write {name}")).unwrap();
+        data_encoding::BASE64.decode(step["stored"].as_str().unwrap().as_bytes()).unwrap()
+    }
+
+    /// Whether what it reads is to be rewritten.
+    fn read(&mut self, name: &str, stored: &[u8]) -> Result<bool, String> {
+        let step = self.ask(&format!("read {name} {}", data_encoding::BASE64.encode(stored)))?;
+        let plaintext = data_encoding::BASE64.decode(step["plaintext"].as_str().unwrap().as_bytes()).unwrap();
+        assert_eq!(plaintext, plaintext_of(name));
+        Ok(step["stale"].as_bool().unwrap())
+    }
 }

@@ -12,3 +12,11 @@ fn the_reference_is_up_to_date() {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[test]
+fn the_tables_of_capacity_are_up_to_date() {
+    for arguments in [["--check"].as_slice(), &["--nodes", "5", "--seeds", "500"]] {
+        let output = Command::new(root().join("scripts/capacity")).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}

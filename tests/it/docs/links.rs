@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use super::{documents, is_test, root};
+use crate::parts;
 
 #[test]
 fn links_lead_to_what_is_there() {
@@ -143,6 +144,37 @@ fn tests_that_the_documents_name_exist() {
         }
     }
     assert!(found > 80, "{found} tests are named");
+}
+
+/// The texts of docs/troubleshooting.md are those of the API server's source.
+#[test]
+fn the_api_server_says_what_is_quoted() {
+    let sources = parts::folder().join("build/go-root/usr/share/gocode/src");
+    let folders = ["k8s.io/apiserver/pkg", "google.golang.org/grpc/internal"].map(|name| sources.join(name));
+    let mut files: Vec<_> = folders.iter().flat_map(|folder| go_files(folder)).collect();
+    files.retain(|path| !path.ends_with("_test.go"));
+    let document = fs::read_to_string(root().join("docs/troubleshooting.md")).unwrap();
+    let mut found = 0;
+    for table in document.split(QUOTES).skip(1) {
+        for row in table.lines().take_while(|line| line.starts_with('|')) {
+            let cells: Vec<_> = row.split('`').collect();
+            let (text, place) = (cells[1], cells[3]);
+            let mut named = files.iter().filter(|path| path.to_str().unwrap().ends_with(place)).peekable();
+            assert!(named.peek().is_some(), "{place}");
+            assert!(named.any(|path| fs::read_to_string(path).unwrap().contains(text)), "{place} has no {text:?}");
+            found += 1;
+        }
+    }
+    assert!(found > 15, "{found} texts are quoted");
+}
+
+/// Heading of tables whose first two columns are a text and the file that has it.
+const QUOTES: &str = "| text | where | what it means, and what to do | met |\n|---|---|---|---|\n";
+
+fn go_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths.flat_map(|path| if path.is_dir() { go_files(&path) } else { vec![path] }).collect()
 }
 
 /// Headings of tables whose last column names tests.

@@ -3,28 +3,31 @@
 //! A page is played in a folder of its own, in which places such as /etc/hsm-kms are folders. A comment right in front of a block
 //! names the test that runs its commands elsewhere, or says why nothing does.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::env;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::thread;
 
 use data_encoding::BASE64;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{Block, blocks, documents, is_test, root};
 use crate::api_server_stack::PROVIDER;
 use crate::ceremony::staged::Staged;
 use crate::etcd::Etcd;
-use crate::harness::{Config, Plugin, TestToken, run_ceremony, text};
+use crate::harness::{CLUSTER, Config, LABEL, Plugin, TestToken, run, run_ceremony, text, wait_for};
 use crate::parts::API_SERVER_STACK;
 use crate::rotation::site::Site;
 
 /// The pages that a test here plays.
-const PLAYED: [&str; 8] = [
+const PLAYED: [&str; 9] = [
     "docs/ceremony.md",
+    "docs/getting-started.md",
     "docs/hsm/softhsm2.md",
     "docs/inventory.md",
     "docs/probe.md",
@@ -34,6 +37,9 @@ const PLAYED: [&str; 8] = [
     "docs/runbooks/hsm-unreachable.md",
 ];
 
+/// What a comment says of a block that goes on until the end of its page.
+const BACKGROUND: &str = "played in the background";
+
 #[test]
 fn every_block_is_played_or_says_why_not() {
     let (mut played, mut elsewhere, mut not, mut wrong) = (0, 0, Vec::new(), Vec::new());
@@ -42,6 +48,7 @@ fn every_block_is_played_or_says_why_not() {
         for block in blocks(&fs::read_to_string(&path).unwrap()).iter().filter(|block| block.is_shell()) {
             let place = format!("{name}:{}", block.line);
             match block.note.as_deref().map(|note| note.split_once("played").unwrap_or((note, ""))) {
+                Some(("", " in the background")) => played += 1,
                 None if PLAYED.contains(&name.as_str()) => played += 1,
                 None => wrong.push(format!("{place}: nothing plays it, and no comment says why")),
                 Some(("", test)) if test.strip_prefix(" by ").is_some_and(is_test) => elsewhere += 1,
@@ -80,17 +87,8 @@ async fn an_outage() {
 async fn what_a_store_needs() {
     let mut stage = Stage::with_token();
     let plugin = stage.serve().await;
-    let etcd = Etcd::start_tls(stage.directory());
-    for (name, file) in [("ca.crt", "ca.crt"), ("server.crt", "client.crt"), ("server.key", "client.key")] {
-        stage.put(&format!("/etc/kubernetes/pki/etcd/{name}"), &stage.directory().join(file));
-    }
-    stage.put("https://127.0.0.1:2379", Path::new(etcd.url()));
-    let key = "/registry/secrets/default/db-password";
-    let mut stack = API_SERVER_STACK.start(&["script"], plugin.socket());
-    stack.say("write db-password");
-    let written = stack.wait_for("write");
-    etcd.put(key, &BASE64.decode(written["stored"].as_str().unwrap().as_bytes()).unwrap());
-    stack.holds();
+    let etcd = stage.etcd();
+    write_secret(&etcd, plugin.socket(), "db-password");
     etcd.snapshot(&stage.path("/var/backups/etcd.db"));
 
     let mut page = Page::open("docs/inventory.md");
@@ -156,6 +154,31 @@ fn a_ceremony() {
     assert!(stage.path("/etc/hsm-kms/kek-record.json").is_file());
 }
 
+/// From nothing to an encrypted Secret. The API server's own encryption code stands for the cluster.
+#[test]
+fn getting_started() {
+    let mut stage = Stage::new();
+    let etcd = stage.etcd();
+    let mut page = Page::open("docs/getting-started.md");
+    while !page.is_next("etcdctl") {
+        page.play(&stage);
+    }
+    write_secret(&etcd, &stage.path(SOCKET), "first");
+    page.play_all(&stage);
+}
+
+const SOCKET: &str = "/run/hsm-kms/hsm@kms.sock";
+
+/// Has the API server's code encrypt a Secret, and puts it into etcd.
+fn write_secret(etcd: &Etcd, socket: &Path, name: &str) {
+    let mut stack = API_SERVER_STACK.start(&["script"], socket);
+    stack.say(&format!("write {name}"));
+    let written = stack.wait_for("write");
+    let stored = BASE64.decode(written["stored"].as_str().unwrap().as_bytes()).unwrap();
+    etcd.put(&format!("/registry/secrets/default/{name}"), &stored);
+    stack.holds();
+}
+
 /// A page, and those of its blocks that are still to be played.
 struct Page {
     name: &'static str,
@@ -166,7 +189,7 @@ impl Page {
     fn open(name: &'static str) -> Self {
         assert!(PLAYED.contains(&name), "{name}");
         let mut left = blocks(&fs::read_to_string(root().join(name)).unwrap());
-        left.retain(|block| block.is_shell() && block.note.is_none());
+        left.retain(|block| block.is_shell() && block.note.as_deref().is_none_or(|note| note == BACKGROUND));
         Self { name, left: left.into() }
     }
 
@@ -174,6 +197,11 @@ impl Page {
     fn play(&mut self, stage: &Stage) -> String {
         let block = self.left.pop_front().unwrap_or_else(|| panic!("{} has no more blocks", self.name));
         stage.run(&block, &format!("{}:{}", self.name, block.line))
+    }
+
+    /// Whether the next block has this command.
+    fn is_next(&self, command: &str) -> bool {
+        self.left.front().is_some_and(|block| block.text.contains(command))
     }
 
     /// Plays the rest.
@@ -193,6 +221,8 @@ impl Page {
 struct Stage {
     directory: TempDir,
     token: Option<TestToken>,
+    /// Commands that go on.
+    background: RefCell<Vec<Child>>,
     /// What stands in the documents, and what takes its place.
     places: Vec<(String, String)>,
 }
@@ -200,13 +230,13 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut stage = Self { directory, token: None, places: Vec::new() };
+        let mut stage = Self { directory, token: None, background: RefCell::default(), places: Vec::new() };
         for name in ["bin", "work"] {
             fs::create_dir(stage.directory().join(name)).unwrap();
         }
         symlink(env!("CARGO_BIN_EXE_hsm-kms"), stage.directory().join("bin/hsm-kms")).unwrap();
         symlink(root().join("scripts"), stage.work().join("scripts")).unwrap();
-        for place in ["/etc/hsm-kms", "/run/hsm-kms", "/srv", "/var/backups", "/dev/shm"] {
+        for place in ["/etc/hsm-kms", "/run/hsm-kms", "/etc/kubernetes", "/srv", "/var/backups", "/dev/shm"] {
             let real = stage.directory().join(place.trim_start_matches('/'));
             fs::create_dir_all(&real).unwrap();
             stage.put(place, &real);
@@ -229,23 +259,34 @@ impl Stage {
     }
 
     /// The same, with these recipients.
-    async fn serve_with(&self, recipients: &serde_json::Value) -> Plugin {
+    async fn serve_with(&self, recipients: &Value) -> Plugin {
         let token = self.token.as_ref().unwrap();
         let directory = self.path("/etc/hsm-kms");
         let record = if recipients == &json!([]) {
             run_ceremony(token, &directory)
         } else {
-            let plan = json!({"version": 1, "kind": "trial", "cluster": crate::harness::CLUSTER, "token": token.section(),
-                "kek": {"label": crate::harness::LABEL}, "recipients": recipients, "output": directory});
+            let plan = json!({"version": 1, "kind": "trial", "cluster": CLUSTER, "token": token.section(),
+                "kek": {"label": LABEL}, "recipients": recipients, "output": directory});
             let path = directory.join("plan.yaml");
             fs::write(&path, plan.to_string()).unwrap();
-            let output = crate::harness::run(&["ceremony", "run", "--json", "--plan", &text(&path)], b"");
+            let output = run(&["ceremony", "run", "--json", "--plan", &text(&path)], b"");
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             directory.join("kek-record.json")
         };
         let mut config = Config::new(token, &record, "plugin");
-        config.value["socket"]["path"] = json!(self.path("/run/hsm-kms/hsm@kms.sock"));
+        config.value["socket"]["path"] = json!(self.path(SOCKET));
         Plugin::start(&config).healthy().await
+    }
+
+    /// An etcd with TLS where the documents have the cluster's.
+    fn etcd(&mut self) -> Etcd {
+        let etcd = Etcd::start_tls(self.directory());
+        for (name, file) in [("ca.crt", "ca.crt"), ("server.crt", "client.crt"), ("server.key", "client.key")] {
+            let real = self.directory().join(file);
+            self.put(&format!("/etc/kubernetes/pki/etcd/{name}"), &real);
+        }
+        self.put("https://127.0.0.1:2379", Path::new(etcd.url()));
+        etcd
     }
 
     fn directory(&self) -> &Path {
@@ -292,15 +333,41 @@ impl Stage {
             "console" => block.text.lines().filter_map(|line| line.strip_prefix("$ ")).collect::<Vec<_>>().join("\n"),
             _ => block.text.clone(),
         };
+        let script = self.placed(&commands);
+        // What goes on takes the place of its shell, so that it can be ended.
+        let script = if block.note.is_some() { format!("exec {script}") } else { script };
         let paths = format!("{}:{}", self.directory().join("bin").display(), env::var("PATH").unwrap());
         let mut shell = Command::new("bash");
-        shell.args(["-euo", "pipefail", "-c", &self.placed(&commands)]).current_dir(self.work()).env("PATH", paths);
+        shell.args(["-euo", "pipefail", "-c", &script]).current_dir(self.work()).env("PATH", paths);
         if self.token.is_some() {
             shell.env("SOFTHSM2_CONF", self.path("/etc/hsm-kms/softhsm2.conf"));
         }
-        let output = shell.stdin(Stdio::null()).output().unwrap();
+        shell.stdin(Stdio::null());
+        if block.note.is_some() {
+            let log = fs::File::create(self.directory().join("background.log")).unwrap();
+            let child = shell.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+            self.background.borrow_mut().push(child);
+            let socket = text(&self.path(SOCKET));
+            wait_for("the plugin", || {
+                run(&["call", "status", "--socket", &socket], b"").status.success().then_some(())
+            });
+            return String::new();
+        }
+        let output = shell.output().unwrap();
         let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         assert!(output.status.success(), "{place}: {}\n{commands}\n{stdout}\n{stderr}", output.status);
         stdout
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        for child in self.background.get_mut() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if thread::panicking() {
+            eprintln!("{}", fs::read_to_string(self.directory().join("background.log")).unwrap_or_default());
+        }
     }
 }

@@ -19,6 +19,8 @@ type settings struct {
 	socket   string
 	provider string
 	timeout  time.Duration
+	// configuration is a file that takes the place of the stack's own.
+	configuration string
 }
 
 // scenario registers its own flags and returns what to run once they are read.
@@ -52,6 +54,7 @@ func main() {
 	flags.StringVar(&settings.socket, "socket", "", "`path` of the plugin's Unix socket; @name is an abstract socket")
 	flags.StringVar(&settings.provider, "provider", "hsm-kms", "`name` of the provider in the EncryptionConfiguration")
 	flags.DurationVar(&settings.timeout, "timeout", 3*time.Second, "timeout of one call, as in the EncryptionConfiguration")
+	flags.StringVar(&settings.configuration, "configuration", "", "EncryptionConfiguration `file` in place of the one with this provider alone")
 	run := chosen(flags, &settings)
 	flags.Parse(os.Args[2:]) // exits with 2 on an error
 	if flags.NArg() > 0 {

@@ -42,7 +42,10 @@ func (a *actor) do(words []string) {
 		a.answer(words[0], a.stack.health(), report.Fields{})
 	case len(words) == 1 && words[0] == "calls":
 		a.answer(words[0], nil, report.Fields{"calls": calls()})
-	case len(words) == 1 && words[0] == "fresh":
+	case words[0] == "fresh" && len(words) <= 2:
+		if len(words) == 2 {
+			a.settings.configuration = words[1]
+		}
 		a.stack.close()
 		a.stack = mustLoad(a.report, a.settings)
 		a.answer(words[0], nil, report.Fields{})

@@ -37,7 +37,9 @@ func loadStack(settings settings) (*stack, error) {
 	}
 	defer os.RemoveAll(folder)
 	path := filepath.Join(folder, "encryption-configuration.yaml")
-	if err := os.WriteFile(path, []byte(configuration(settings)), 0o600); err != nil {
+	if settings.configuration != "" {
+		path = settings.configuration
+	} else if err := os.WriteFile(path, []byte(configuration(settings)), 0o600); err != nil {
 		return nil, err
 	}
 

@@ -54,7 +54,7 @@ fn every_block_is_played_or_says_why_not() {
                 Some(("", test)) if test.strip_prefix(" by ").is_some_and(is_test) => elsewhere += 1,
                 Some(("not ", why)) if why.starts_with(": ") => not.push(format!("{place}{why}")),
                 Some((word, rest)) => {
-                    wrong.push(format!("{place}: there is no such test, or it is no reason: {word}{rest}"))
+                    wrong.push(format!("{place}: there is no such test, or it is no reason: {word}{rest}"));
                 }
             }
         }

@@ -50,6 +50,7 @@ mod lost_kek;
 mod memory;
 mod metrics;
 mod module_faults;
+mod monitoring;
 mod network;
 mod packages;
 mod paper;

@@ -38,6 +38,15 @@ fn documented() -> BTreeMap<String, Metric> {
     .collect()
 }
 
+/// The series that docs/metrics.md promises, by name.
+pub fn documented_series() -> BTreeSet<String> {
+    let series = documented().into_iter().flat_map(|(name, metric)| match metric.kind.as_str() {
+        "histogram" => ["bucket", "sum", "count"].map(|suffix| format!("{name}_{suffix}")).to_vec(),
+        _ => vec![name],
+    });
+    series.collect()
+}
+
 /// What a scrape has, by the names that a query uses for it. A histogram stands for its three series.
 fn scraped(text: &str) -> BTreeMap<String, Metric> {
     let mut found: BTreeMap<String, Metric> = BTreeMap::new();

@@ -117,11 +117,6 @@ impl Provider {
         .flatten();
         words.next().filter(|_| words.next().is_none())
     }
-
-    /// Whether it is a KMS provider of the version that this plugin is.
-    pub(super) fn is_kms_v2(&self) -> bool {
-        self.kms.as_ref().is_some_and(Kms::is_v2)
-    }
 }
 
 impl Kms {

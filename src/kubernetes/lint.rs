@@ -5,10 +5,14 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use super::checks::{
+    CACHE, CHECKS, ENDPOINT, FILE, IDENTITY, KIND, NAME, OLD, ORDER, PROVIDER, RESOURCES, SAME, SECRETS, SOCKET_NAME,
+    TIMEOUT, VERSION,
+};
 use super::encryption_configuration::{EncryptionConfiguration, Entry, File, Kms, Provider};
 use super::version::KubernetesVersion;
 use super::{duration, resources};
-use crate::finding::{Check, Finding};
+use crate::finding::Finding;
 use crate::strict::FileError;
 
 /// What the file must fit, as far as it is known.
@@ -22,91 +26,6 @@ pub struct Surroundings<'a> {
     pub version: Option<KubernetesVersion>,
 }
 
-/// The file can be read.
-pub static FILE: Check = Check {
-    name: "encryption-file",
-    title: "file",
-    why: "the API server does not start with a file that it cannot read, and takes no unknown key",
-};
-static KIND: Check =
-    Check { name: "encryption-kind", title: "kind", why: "the API server reads one kind and version of this file" };
-static PROVIDER: Check = Check {
-    name: "encryption-kms-v2",
-    title: "KMS v2",
-    why: "without `apiVersion: v2` the API server speaks KMS v1, which this plugin does not answer",
-};
-static CACHE: Check =
-    Check { name: "encryption-cachesize", title: "cachesize", why: "it is of KMS v1; with v2 the file is refused" };
-static NAME: Check = Check {
-    name: "encryption-name",
-    title: "provider name",
-    why: "the name is stored in front of every value, so it must be unique and stay as it is",
-};
-static TIMEOUT: Check = Check {
-    name: "encryption-timeout",
-    title: "timeout",
-    why: "an API server that gives up before the plugin does never hears the reason",
-};
-static ENDPOINT: Check =
-    Check { name: "encryption-endpoint", title: "endpoint", why: "it must lead to the socket of this plugin" };
-static SOCKET_NAME: Check = Check {
-    name: "encryption-socket-name",
-    title: "socket name",
-    why: "Kubernetes 1.29 to 1.31 reaches a socket only if its file name has an @",
-};
-static ORDER: Check = Check {
-    name: "encryption-order",
-    title: "who writes",
-    why: "the first provider of an entry writes; the others only read what is there",
-};
-static IDENTITY: Check = Check {
-    name: "encryption-identity",
-    title: "identity",
-    why: "while it is listed, whoever writes to etcd can plant values in clear text",
-};
-static OLD: Check = Check {
-    name: "encryption-old-keys",
-    title: "older providers",
-    why: "their keys stand in this file, or need another plugin: whoever has them reads what they wrote",
-};
-static SECRETS: Check =
-    Check { name: "encryption-secrets", title: "secrets", why: "what no entry names is written in clear text" };
-static RESOURCES: Check = Check {
-    name: "encryption-resources",
-    title: "resources",
-    why: "the first entry that names a resource decides; names that overlap in one entry are refused",
-};
-static VERSION: Check = Check {
-    name: "encryption-kubernetes",
-    title: "Kubernetes",
-    why: "KMS v2 is stable, and derives a key for each write, from Kubernetes 1.29 on",
-};
-/// All files say the same.
-pub static SAME: Check = Check {
-    name: "encryption-same",
-    title: "same on all nodes",
-    why: "an API server with another file cannot read what the others write",
-};
-
-/// All rules, in the order of the table.
-pub static CHECKS: [&Check; 15] = [
-    &FILE,
-    &KIND,
-    &PROVIDER,
-    &CACHE,
-    &NAME,
-    &TIMEOUT,
-    &ENDPOINT,
-    &SOCKET_NAME,
-    &ORDER,
-    &IDENTITY,
-    &OLD,
-    &SECRETS,
-    &RESOURCES,
-    &VERSION,
-    &SAME,
-];
-
 /// Every rule but [`SAME`], of a file that can be read.
 pub fn lint(configuration: &EncryptionConfiguration, around: &Surroundings) -> Vec<Finding> {
     let file = &configuration.file;
@@ -116,7 +35,8 @@ pub fn lint(configuration: &EncryptionConfiguration, around: &Surroundings) -> V
         kind(file),
         provider(file),
     ];
-    match own(file, around.socket) {
+    let own = own(file, around.socket);
+    match own {
         Some(kms) => findings.extend([cache(file), name(file), timeout(kms, around), endpoint(kms, around)]),
         None => findings.extend(
             [cache(file), name(file)]
@@ -124,8 +44,15 @@ pub fn lint(configuration: &EncryptionConfiguration, around: &Surroundings) -> V
                 .chain([&TIMEOUT, &ENDPOINT].map(|check| Finding::not_checked(check, none()))),
         ),
     }
-    findings.push(socket_name(own(file, around.socket), around));
-    findings.extend([order(file), identity(file), old(file), secrets(file), resource_names(file), version(around)]);
+    findings.push(socket_name(own, around));
+    findings.extend([
+        order(file, own),
+        identity(file),
+        old(file, own),
+        secrets(file),
+        resource_names(file),
+        version(around),
+    ]);
     findings
 }
 
@@ -282,25 +209,34 @@ fn names_secrets(entry: &Entry) -> bool {
     entry.resources.iter().any(|resource| resources::covers(resource, "secrets"))
 }
 
-fn order(file: &File) -> Finding {
+fn order(file: &File, own: Option<&Kms>) -> Finding {
     let Some(entry) = file.resources.iter().find(|entry| names_secrets(entry)) else {
         return Finding::not_checked(&ORDER, "no entry names secrets");
     };
-    let first = entry.providers.first();
-    let word = first.and_then(Provider::word).unwrap_or("nothing");
-    match first {
-        Some(provider) if provider.is_kms_v2() => Finding::ok(&ORDER, "kms is first in the entry of secrets"),
-        Some(Provider { identity: Some(_), .. }) => Finding::failed(
+    let Some(first) = entry.providers.first() else { return Finding::not_checked(&ORDER, "the entry has no provider") };
+    let word = match &first.kms {
+        Some(kms) if is_own(kms, own) => return Finding::ok(&ORDER, "kms is first in the entry of secrets"),
+        Some(kms) => format!("kms {}", kms.name),
+        None => first.word().unwrap_or("nothing").to_owned(),
+    };
+    if first.identity.is_some() {
+        Finding::failed(
             &ORDER,
             "identity is first in the entry of secrets: they are written in clear text",
-            "put the kms provider first, on every API server, and rewrite all Secrets",
-        ),
-        _ => Finding::failed(
+            "once every API server lists the kms provider, put it first, and rewrite all Secrets",
+        )
+    } else {
+        Finding::failed(
             &ORDER,
             format!("{word} is first in the entry of secrets: this plugin seals nothing new"),
-            "once every API server lists the kms provider, put it first, and rewrite all Secrets",
-        ),
+            "once every API server lists the kms provider of this plugin, put it first, and rewrite all Secrets",
+        )
     }
+}
+
+/// Whether it leads to the same socket as this plugin's own entry: each entry has a provider with a name of its own.
+fn is_own(kms: &Kms, own: Option<&Kms>) -> bool {
+    own.is_some_and(|own| kms.is_v2() && kms.endpoint == own.endpoint)
 }
 
 fn identity(file: &File) -> Finding {
@@ -321,11 +257,12 @@ fn identity(file: &File) -> Finding {
     }
 }
 
-fn old(file: &File) -> Finding {
-    let is_old = |provider: &&Provider| provider.identity.is_none() && !provider.is_kms_v2();
-    let words = providers(file).filter(is_old).map(|provider| match provider.word() {
-        Some("kms") => "kms v1",
-        word => word.unwrap_or("unknown"),
+fn old(file: &File, own: Option<&Kms>) -> Finding {
+    let words = providers(file).filter_map(|provider| match &provider.kms {
+        _ if provider.identity.is_some() => None,
+        Some(kms) if is_own(kms, own) => None,
+        Some(kms) => Some(format!("kms {}", kms.name)),
+        None => Some(provider.word().unwrap_or("unknown").to_owned()),
     });
     let words: BTreeSet<_> = words.collect();
     if words.is_empty() {

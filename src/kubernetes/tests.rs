@@ -136,6 +136,43 @@ fn the_version_decides() {
     }
 }
 
+/// A migration from another plugin, which is read for a while.
+#[test]
+fn another_plugin_is_told_from_this_one() {
+    let (head, entry) = GOOD.split_at(GOOD.find("  - kms:").unwrap());
+    let other = entry.replace("name: hsm-kms", "name: other").replace("hsm@kms.sock", "other.sock");
+    let verdicts = |text: &str| {
+        let findings = linted(text, None);
+        ["encryption-order", "encryption-old-keys", "encryption-endpoint"]
+            .map(|check| findings.iter().find(|finding| finding.check.name == check).unwrap().verdict)
+    };
+    let (ok, warning, failed) = (Verdict::Ok, Verdict::Warning, Verdict::Failed);
+    assert_eq!(verdicts(&format!("{head}{entry}{other}")), [ok, warning, ok]);
+    assert_eq!(verdicts(&format!("{head}{other}{entry}")), [failed, warning, ok]);
+}
+
+/// The files that operators are given.
+#[test]
+fn the_phases_of_the_documents_are_known() {
+    let around = Surroundings { socket: Some(Path::new(SOCKET)), ..Surroundings::default() };
+    for (text, failed, warnings) in [
+        (
+            include_str!("../../docs/deploy/encryption/phase-0.yaml"),
+            &["encryption-order"][..],
+            &["encryption-identity"][..],
+        ),
+        (include_str!("../../docs/deploy/encryption/phase-1.yaml"), &[], &["encryption-identity"]),
+        (include_str!("../../docs/deploy/encryption/phase-2.yaml"), &[], &[]),
+    ] {
+        let findings = lint(&EncryptionConfiguration::parse(text.as_bytes()).unwrap(), &around);
+        let with = |verdict| {
+            let found = findings.iter().filter(move |finding| finding.verdict == verdict);
+            found.map(|finding| finding.check.name).collect::<Vec<_>>()
+        };
+        assert_eq!((with(Verdict::Failed).as_slice(), with(Verdict::Warning).as_slice()), (failed, warnings), "{text}");
+    }
+}
+
 #[test]
 fn two_names_in_two_entries_must_differ() {
     let (head, entry) = GOOD.split_at(GOOD.find("- resources:").unwrap());

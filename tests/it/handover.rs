@@ -107,7 +107,7 @@ async fn restarts_refuse_no_connection() {
 
 /// What systemd does, in a process of its own: it holds the socket, and starts the program again each time that it ends. Ends with
 /// this value, and its plugin too.
-struct Holder {
+pub struct Holder {
     child: Child,
     plugins: Lines<BufReader<ChildStdout>>,
     /// The one that runs now.
@@ -118,7 +118,7 @@ struct Holder {
 const PLUGINS: usize = 6;
 
 impl Holder {
-    fn start(config: &Config) -> Self {
+    pub fn start(config: &Config) -> Self {
         let program = "import os, socket, sys\n\
             s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); os.chmod(sys.argv[1], 0o600); s.listen(512)\n\
             os.dup2(s.fileno(), 3); os.set_inheritable(3, True)\n\
@@ -148,7 +148,7 @@ impl Holder {
     }
 
     /// Waits until the next plugin has been started.
-    fn next_plugin(&mut self) -> Pid {
+    pub fn next_plugin(&mut self) -> Pid {
         let pid = self.plugins.next().unwrap().unwrap().parse().unwrap();
         *self.plugin.insert(Pid::from_raw(pid).unwrap())
     }

@@ -1,11 +1,16 @@
-//! A node with a keyring; standby tokens; an audit log.
+//! A node with a keyring; standby tokens; an audit log; a socket of systemd.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
+use hsm_kms::kms::client;
+use hsm_kms::kms::proto::StatusRequest;
 use serde_json::{Value, json};
 
 use super::{Rows, Site};
+use crate::faults::until;
+use crate::handover::Holder;
 use crate::harness::text;
 use crate::rotation::site;
 
@@ -43,4 +48,22 @@ fn each_token_has_its_rows_and_the_audit_log_its_own() {
     assert_eq!(site.rows().row("audit-log")["result"], "failed");
     site.config.value["audit"] = json!({"to": "journal"});
     assert_eq!(site.rows().row("audit-log")["result"], "ok");
+}
+
+/// Where systemd made the socket, the plugin is found by its command line.
+#[tokio::test]
+async fn the_process_behind_a_socket_of_systemd_is_found() {
+    let site = Site::new();
+    let mut holder = Holder::start(&site.config);
+    holder.next_plugin();
+    let mut client = client::connect(&site.config.socket(), Duration::from_secs(20)).await.unwrap();
+    until("health", async || {
+        client.status(StatusRequest {}).await.is_ok_and(|answer| answer.get_ref().healthz == "ok")
+    })
+    .await;
+    let rows = site.rows();
+    assert_eq!(
+        (rows.row("core-dumps")["result"].as_str(), rows.row("kek")["result"].as_str()),
+        (Some("ok"), Some("ok"))
+    );
 }

@@ -29,6 +29,7 @@ pub mod profile;
 mod random;
 pub mod record;
 pub mod recovery;
+pub mod sandbox;
 pub mod seal;
 pub mod secret;
 pub mod shares;

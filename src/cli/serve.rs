@@ -3,6 +3,7 @@
 pub(super) mod drill;
 mod follow;
 pub(super) mod keks;
+mod lockdown;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -87,6 +88,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
             );
         }
     }
+    lockdown::check(&config)?;
     let (keks, file) = keks::load(&config)?;
     let rewrapped = keks::rewrap_table(&config, &keks)?;
 
@@ -122,7 +124,7 @@ async fn serve(
     }
     let passed_on = descriptors.take_unix_listener(0).map_err(system_error)?;
     // Before this process has anything that a child must not have.
-    let (launcher, mut launcher_process) = Launcher::start(keks::places(&config)).map_err(system_error)?;
+    let (launcher, mut launcher_process) = Launcher::start(&keks::places(&config)).map_err(system_error)?;
     let listener = match passed_on {
         Some(socket) => Listener::inherit(socket, path, config.socket.mode),
         None => Listener::bind(path, config.socket.mode),
@@ -135,6 +137,8 @@ async fn serve(
     })?;
     // All that can fail for the configuration's sake comes before the first login.
     let bound = config.endpoints.as_ref().map(endpoints::bind).transpose()?;
+    // While this thread is the only one: the audit log has a thread of its own.
+    lockdown::front(&config)?;
     open_audit(&config)?;
     // A file at its limit (LimitFSIZE=) then fails a write, as a full disk does, and does not end the process.
     let _at_limit = signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map_err(system_error)?;

@@ -16,6 +16,7 @@ use crate::kms::socket::PATH_LIMIT;
 use crate::kms::status::HealthPolicy;
 use crate::observe::log::{Format, Level};
 use crate::profile::Profile;
+use crate::sandbox::Mode;
 use crate::strict::{self, AbsolutePath, Fault};
 use crate::token::MAX_TOKENS;
 
@@ -42,6 +43,8 @@ pub(super) struct File {
     #[serde(default)]
     log: FileLog,
     audit: Option<FileAudit>,
+    #[serde(default)]
+    sandbox: Mode,
 }
 
 #[derive(Deserialize)]
@@ -129,7 +132,8 @@ impl Default for FileLog {
 impl File {
     /// The checked configuration, given the profiles that the token and the standby tokens name.
     pub(super) fn check(self, profile: Profile, standby_profiles: Vec<Profile>) -> Result<Config, Fault> {
-        let Self { _version: _, cluster, socket, token, standby, kek, health, endpoints, limits, log, audit } = self;
+        let Self { _version: _, cluster, socket, token, standby, kek, health, endpoints, limits, log, audit, sandbox } =
+            self;
         let FileSocket { path, mode, peers } = socket;
         let FileKek { keyring, record, allow_trial, accept_data_loss, recovery_drill, rewrap_table } = kek;
         let recovery_drill = recovery_drill.map(|AbsolutePath(path)| path);
@@ -177,6 +181,7 @@ impl File {
             },
             log: Log { format, level },
             audit: audit.map(FileAudit::check).transpose()?,
+            sandbox,
         })
     }
 }

@@ -19,6 +19,7 @@ use crate::cluster::Cluster;
 use crate::kms::status::HealthPolicy;
 use crate::observe::log::{Format, Level};
 use crate::profile::ProfileError;
+use crate::sandbox::Mode;
 use crate::strict::{self, FileError};
 
 /// A checked configuration.
@@ -44,6 +45,8 @@ pub struct Config {
     pub log: Log,
     /// The audit log, if there is one.
     pub audit: Option<audit::Settings>,
+    /// Whether front and worker must be limited to what they need.
+    pub sandbox: Mode,
 }
 
 /// Where `/livez`, `/readyz` and `/metrics` are.

@@ -328,7 +328,7 @@ fn documented_defaults_are_the_code_s() {
             defaults += 1;
         }
     }
-    assert_eq!(defaults, 12);
+    assert_eq!(defaults, 16);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::pin::PinSource;
 use crate::profile::{Profile, ProfileError, UserKind};
+use crate::sandbox::{Connect, WorkerRules};
 use crate::seal::Sealing;
 use crate::strict::{self, AbsolutePath, EnvironmentName, Fault};
 
@@ -28,6 +29,8 @@ pub struct Token {
     pub environment: BTreeMap<String, String>,
     /// The text that the module takes at `C_Initialize` (`pReserved`).
     pub init_reserved: Option<String>,
+    /// What its worker may do beside what the profile says.
+    pub sandbox: WorkerRules,
 }
 
 /// The raw form of [`Token`].
@@ -43,6 +46,16 @@ pub struct FileToken {
     #[serde(default)]
     environment: BTreeMap<EnvironmentName, PlainText>,
     init_reserved: Option<Reserved>,
+    #[serde(default)]
+    sandbox: FileSandbox,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileSandbox {
+    read: Vec<AbsolutePath>,
+    write: Vec<AbsolutePath>,
+    connect: Connect,
 }
 
 /// Where the profile of a token comes from.
@@ -93,7 +106,9 @@ impl FileToken {
     }
 
     fn checked(self, profile: Profile, pin: Option<PinSource>) -> Result<Token, Fault> {
-        let Self { profile: _, module, label, pin: _, environment, init_reserved } = self;
+        let Self { profile: _, module, label, pin: _, environment, init_reserved, sandbox } = self;
+        let plain = |paths: Vec<AbsolutePath>| paths.into_iter().map(|path| path.0).collect();
+        let FileSandbox { read, write, connect } = sandbox;
         let sealing = profile.usable().map_err(|unusable| Fault::Rule {
             field: "token.profile",
             problem: unusable.to_string(),
@@ -120,6 +135,7 @@ impl FileToken {
             pin,
             environment,
             init_reserved: init_reserved.map(|text| text.0),
+            sandbox: WorkerRules { read: plain(read), write: plain(write), connect },
         })
     }
 }

@@ -117,6 +117,12 @@ pub enum Error {
         /// What it did.
         what: String,
     },
+    /// The process could not be limited as the configuration wants it.
+    #[error("{what}")]
+    Sandbox {
+        /// What does not hold, and why.
+        what: String,
+    },
     /// A form of sealing that this release does not have.
     #[error("this release cannot seal or open with {:?}, IV layout {:?}", form.seal, form.iv_layout)]
     SealUnsupported {
@@ -193,6 +199,7 @@ impl Error {
             | Self::Manufacturer { .. }
             | Self::Pin(_)
             | Self::PinAtRisk { .. }
+            | Self::Sandbox { .. }
             | Self::Sealing { .. }
             | Self::SealUnsupported { .. }
             | Self::SplitState
@@ -220,6 +227,7 @@ impl Error {
             Self::MechanismAbsent { .. } => "the token lacks the mechanism that the profile seals with",
             Self::Pin(_) => "the PIN source cannot be used",
             Self::PinAtRisk { .. } => "the token's PIN is locked or on its last try; no login was tried",
+            Self::Sandbox { .. } => "the worker cannot be limited as the configuration wants it",
             Self::Sealing { .. } => "the PKCS#11 module does not seal as its profile says",
             Self::SealUnsupported { .. } => "this release cannot seal in the form that was asked for",
             Self::SplitState => "the PKCS#11 module cannot be used: it splits its state",
@@ -259,6 +267,7 @@ impl Error {
                 "have the security officer reset the user PIN, put the right one into the PIN source, then send SIGHUP"
                     .to_owned()
             }
+            Self::Sandbox { .. } => "use a newer kernel, or set sandbox: best-effort".to_owned(),
             Self::Sealing { .. } => "choose the profile and variant of this module and its mode".to_owned(),
             Self::SealUnsupported { .. } => {
                 "choose a profile or variant whose seal this release has (docs/profiles.md), or use a later release"

@@ -40,6 +40,8 @@ pub fn draft(report: &Report, profile: Option<&Profile>) -> String {
     evidence.extend(of_sessions);
     text += &codes_of(report);
     text += "# Look up what brings a lost token back, and how the KEK is kept twice: `recover`, `ha`, `backup` (docs/profiles.md).\n";
+    text += "# A probe runs without a sandbox. This is wide: name the folders and ports that the module needs (docs/profiles.md).\n";
+    text += "sandbox:\n  write: [configured, configured/.., /tmp]\n  connect: any\n";
     text += "evidence:\n  default: unconfirmed\n";
     for field in evidence {
         let _ = writeln!(text, "  {field}: device");

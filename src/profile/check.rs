@@ -7,8 +7,9 @@ use super::file::{self, Settings};
 use super::words::{self, Attribute, Code, Generate, Name};
 use super::{
     Aad, AttributeSetting, Backup, CodeOverride, Evidence, FIELDS, Family, Gone, HighAvailability, Key, KeyGeneration,
-    Login, Module, Params, PinForm, Profile, ProfileSeal, Recover, Sessions, UserKind, code_name, strict,
+    Login, Module, Params, PinForm, Profile, ProfileSeal, Recover, Sandbox, Sessions, UserKind, code_name, strict,
 };
+use crate::sandbox::RulePath;
 use crate::seal::{IvLayout, IvSend, Seal, SealCall, SealForm, Sealing};
 use crate::strict::Fault;
 
@@ -70,8 +71,21 @@ pub(super) fn family(file: file::File) -> Result<Family, Conflict> {
 }
 
 fn profile(name: &str, variant: Option<String>, title: &str, settings: Settings) -> Result<Profile, Conflict> {
-    let Settings { refuse, module, login, seal, key, sessions, recover, codes, ha, key_settle, backup, evidence } =
-        settings;
+    let Settings {
+        refuse,
+        module,
+        login,
+        seal,
+        key,
+        sessions,
+        recover,
+        sandbox,
+        codes,
+        ha,
+        key_settle,
+        backup,
+        evidence,
+    } = settings;
     let refuse = refuse.map(|reason| reason.0);
     let recover = Recover {
         gone: recover.gone.unwrap_or(Gone::Reinit),
@@ -93,6 +107,11 @@ fn profile(name: &str, variant: Option<String>, title: &str, settings: Settings)
         ha: ha.unwrap_or(HighAvailability::None),
         key_settle: key_settle.map_or(Duration::ZERO, |settle| settle.0),
         backup: backup.unwrap_or(Backup::Unknown),
+        sandbox: Sandbox {
+            read: sandbox.read.unwrap_or_default(),
+            write: sandbox.write.unwrap_or_else(|| vec![RulePath::Configured]),
+            connect: sandbox.connect.unwrap_or_default(),
+        },
         evidence: check_evidence(&evidence)?,
     })
 }

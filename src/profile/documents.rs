@@ -27,10 +27,10 @@ fn the_matrix_is_that_of_the_profiles() {
 /// A row for each profile and variant, a column for each section.
 fn matrix() -> String {
     let sections = ["module", "login", "seal", "key", "sessions", "recover"];
-    let rest = ["codes", "ha", "key_settle", "backup"];
+    let rest = ["codes", "ha", "key_settle", "backup", "sandbox"];
     let mut lines = vec![
         "| profile | now | seal | IV sent, found, bytes | module | login | seal | key | sessions | recover | codes, ha, \
-         key_settle, backup |"
+         key_settle, backup, sandbox |"
             .to_owned(),
         format!("{}|", "|---".repeat(11)),
     ];
@@ -158,5 +158,5 @@ fn documented_defaults_are_the_code_s() {
         assert_eq!(Profile::parse(text.as_bytes()).unwrap(), omitted, "{key}: {text}");
         defaults += 1;
     }
-    assert_eq!(defaults, 20);
+    assert_eq!(defaults, 23);
 }

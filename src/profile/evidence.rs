@@ -19,7 +19,7 @@ pub enum Evidence {
 }
 
 /// The fields that have evidence, in the order of docs/profiles.md.
-pub const FIELDS: [&str; 29] = [
+pub const FIELDS: [&str; 32] = [
     "module.paths",
     "module.manufacturers",
     "module.environment",
@@ -49,6 +49,9 @@ pub const FIELDS: [&str; 29] = [
     "ha",
     "key_settle",
     "backup",
+    "sandbox.read",
+    "sandbox.write",
+    "sandbox.connect",
 ];
 
 impl Evidence {

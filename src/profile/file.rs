@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::words::{Attribute, Code, Count, KeyType, Line, Mechanism, Name, Setting, Settle};
 use super::{Aad, Backup, Evidence, Gone, HighAvailability, Params, PinForm, UserKind, words};
+use crate::sandbox::{Connect, RulePath};
 use crate::seal::{IvLayout, IvSend, Seal, SealCall};
 use crate::strict::{AbsolutePath, EnvironmentName};
 
@@ -46,6 +47,8 @@ pub(super) struct File {
     #[serde(default, deserialize_with = "present")]
     backup: Option<Backup>,
     #[serde(default)]
+    sandbox: Sandbox,
+    #[serde(default)]
     evidence: BTreeMap<String, Evidence>,
 }
 
@@ -64,6 +67,7 @@ impl File {
             ha: self.ha,
             key_settle: self.key_settle,
             backup: self.backup,
+            sandbox: self.sandbox.clone(),
             evidence: self.evidence.clone(),
         }
     }
@@ -116,6 +120,7 @@ partial! {
         key: Key,
         sessions: Sessions,
         recover: Recover,
+        sandbox: Sandbox,
         ; maps
         codes: Code => words::ClassWord,
         evidence: String => Evidence,
@@ -175,6 +180,14 @@ partial! {
     Sessions {
         max: Count<2, 65_536>,
         serial: bool,
+    }
+}
+
+partial! {
+    Sandbox {
+        read: Vec<RulePath>,
+        write: Vec<RulePath>,
+        connect: Connect,
     }
 }
 

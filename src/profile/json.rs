@@ -54,6 +54,11 @@ impl Profile {
             "ha": self.ha,
             "key_settle": format!("{}s", self.key_settle.as_secs()),
             "backup": self.backup,
+            "sandbox": {
+                "read": self.sandbox.read,
+                "write": self.sandbox.write,
+                "connect": self.sandbox.connect,
+            },
             "evidence": evidence,
         })
     }

@@ -24,7 +24,7 @@ pub use self::family::{Family, ProfileError};
 pub use self::fitting::fitting;
 pub use self::settings::{
     Aad, AttributeSetting, Backup, CodeOverride, Gone, HighAvailability, Key, KeyGeneration, Login, Module, Params,
-    PinForm, ProfileSeal, Recover, Sessions, UserKind,
+    PinForm, ProfileSeal, Recover, Sandbox, Sessions, UserKind,
 };
 pub use self::words::{
     attribute_word as attribute_name, key_type_word as key_type_name, mechanism_word as mechanism_name,
@@ -63,6 +63,8 @@ pub struct Profile {
     pub key_settle: Duration,
     /// How a KEK that cannot be read out is kept twice.
     pub backup: Backup,
+    /// What the worker may do beside what each may.
+    pub sandbox: Sandbox,
     /// How each field of [`FIELDS`] is known to be true, in that order.
     pub evidence: Vec<(&'static str, Evidence)>,
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::class::Class;
 pub use crate::pin::PinForm;
+use crate::sandbox::{Connect, RulePath};
 use crate::seal::{Seal, Sealing};
 
 /// The PKCS#11 module of a vendor.
@@ -187,6 +188,17 @@ pub enum Gone {
     Reinit,
     /// A new session and login.
     Session,
+}
+
+/// What the module needs of files and network beside what every worker has.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Sandbox {
+    /// Read.
+    pub read: Vec<RulePath>,
+    /// Read and written.
+    pub write: Vec<RulePath>,
+    /// Connected to, beside the ports that the module's configuration names.
+    pub connect: Connect,
 }
 
 /// A return code that means something else than in the default table.

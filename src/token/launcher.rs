@@ -31,17 +31,17 @@ pub(super) struct Process {
 impl Launcher {
     /// Starts the launcher, from within a runtime. Its workers are started with these, by their places in the list. While this
     /// process serves, the launcher does not end.
-    pub fn start(places: Vec<link::Place>) -> Result<(Self, Child), IoError> {
+    pub fn start(places: &link::Places) -> Result<(Self, Child), IoError> {
         let (requests, remote) = StdUnixStream::pair()?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0("hsm-kms").arg("worker-launcher");
         // As with a worker: Ctrl-C is for the front.
         command.process_group(0);
         command.stdin(Stdio::from(OwnedFd::from(remote))).stdout(Stdio::null()).stderr(Stdio::inherit());
-        let pins: Vec<_> = places.iter().map(worker::pin_variable).collect();
+        let pins: Vec<_> = places.places.iter().map(worker::pin_variable).collect();
         worker::keep_of_environment(&mut command, &pins);
         let child = command.spawn()?;
-        wire::send(&requests, &link::Places { places }, &[])?;
+        wire::send(&requests, places, &[])?;
         requests.set_nonblocking(true)?;
         Ok((Self { requests: Arc::new(requests) }, child))
     }

@@ -154,7 +154,9 @@ async fn started(control: &mut UnixStream, position: u64, login: &mut Login) -> 
     loop {
         let count = control.read(&mut bytes).await.unwrap_or(0);
         if count == 0 {
-            return Err(lost("the worker ended before it served: the vendor module may have crashed"));
+            let mut failure: Failure = lost("the worker ended before it served: the vendor module may have crashed");
+            failure.hint.push_str("; if it lacked a file, see token.sandbox in docs/configuration.md");
+            return Err(failure);
         }
         frames.push(bytes.get(..count).unwrap_or_default());
         while let Some(started) = frames.take::<link::Started>().map_err(|error| lost(&error.to_string()))? {

@@ -41,6 +41,7 @@ pub(super) async fn supervise(shared: Arc<Shared>) {
                     model = token.model,
                     serial = token.serial,
                     library = token.library,
+                    sandbox = token.sandbox,
                     "token ready: logged in, KEK found and proved"
                 );
                 let began = Instant::now();

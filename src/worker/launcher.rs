@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::exit::ExitCode;
 use crate::memory;
+use crate::sandbox::{self, Mode};
 use crate::wire::link::{self, launched::Outcome};
 use crate::wire::{self, Receiver};
 
@@ -33,6 +34,10 @@ pub fn run() -> Result<ExitCode, IoError> {
     let mut receiver = Receiver::default();
     let by_hand = || IoError::new(ErrorKind::UnexpectedEof, "the launcher is started by `hsm-kms serve`, not by hand");
     let places: link::Places = receiver.next(&requests)?.ok_or_else(by_hand)?;
+    let mode =
+        Mode::from_number(places.sandbox).ok_or_else(|| IoError::other("the front asked for no known sandbox"))?;
+    // Whether that holds the front has said: it has the same kernel.
+    sandbox::launcher(mode).map_err(IoError::other)?;
     let places = places.places.into_iter().map(Arc::new).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     // The workers end with this process, unless one is in the middle of a login: then it ends when it sees that the front has.

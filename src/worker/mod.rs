@@ -19,6 +19,8 @@ use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_sig
 
 use crate::exit::ExitCode;
 use crate::memory;
+use crate::pkcs11::Error;
+use crate::sandbox::Mode;
 use crate::wire::{self, link};
 
 /// Runs the worker until the front goes away. `Err`: it was not started by a front.
@@ -36,7 +38,11 @@ pub fn run() -> Result<ExitCode, std::io::Error> {
             serving
         }
         Err(error) => {
-            tell(&mut control, link::started::Outcome::Failure(session::failure(&error)))?;
+            let mut failure = session::failure(&error);
+            if may_be_the_sandbox(&error, &place) {
+                failure.hint.push_str(SANDBOX_HINT);
+            }
+            tell(&mut control, link::started::Outcome::Failure(failure))?;
             return Ok(ExitCode::NotReachable);
         }
     };
@@ -47,6 +53,20 @@ pub fn run() -> Result<ExitCode, std::io::Error> {
     kill_process(getpid(), Signal::KILL)?;
     drop(serving);
     Ok(ExitCode::Done)
+}
+
+/// Modules do not say which file they lacked.
+const SANDBOX_HINT: &str =
+    "; a module that lacks a file or a port may be kept from it: see token.sandbox in docs/configuration.md";
+
+fn may_be_the_sandbox(error: &Error, place: &link::Place) -> bool {
+    let is_on = place.sandbox.as_ref().is_some_and(|sandbox| sandbox.mode != Mode::Off as u32);
+    let is_vague = match error {
+        Error::Call { function, .. } => function != "C_Login",
+        Error::Load { .. } | Error::TokenAbsent { .. } => true,
+        _ => false,
+    };
+    is_on && is_vague
 }
 
 fn tell(control: &mut UnixStream, outcome: link::started::Outcome) -> std::io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::io::{Error as IoError, ErrorKind};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use rustix::io::Errno;
@@ -14,6 +14,7 @@ use crate::class::Class;
 use crate::pin::PinSource;
 use crate::pkcs11::{Error, KekKeys, Key, Module, Sealed, Session, Token};
 use crate::profile::{self, CodeOverride, PinForm, UserKind};
+use crate::sandbox::{self, Connect, Held, Mode, Sources};
 use crate::seal::Sealing;
 use crate::wire::{Receiver, link};
 
@@ -72,6 +73,7 @@ pub(super) fn start(
     let keks = request.keks.iter().map(|kek| Kek::new(kek, &sealing)).collect::<Result<Vec<_>, _>>()?;
     let codes = request.codes.iter().map(code_override).collect();
     let reserved = Some(place.init_reserved.as_str()).filter(|text| !text.is_empty());
+    let held = confine(place)?;
     let module = Module::load(&PathBuf::from(&place.module), reserved, &request.manufacturers, codes)?;
     let token = module.token_of(&request.token_label, Some(&request.token_serial))?;
     let serial = &token.info().serial;
@@ -117,8 +119,27 @@ pub(super) fn start(
         serial: token_info.serial.clone(),
         firmware: token_info.firmware.clone(),
         library: format!("{} {}", info.library, info.library_version),
+        sandbox: held.to_string(),
     };
     Ok(Serving { token, _login: login, _threads: threads })
+}
+
+/// Limits this process, which has read its PIN and has no other thread yet, to what its module needs.
+fn confine(place: &link::Place) -> Result<Held, Error> {
+    let own = place.sandbox.as_ref().ok_or_else(unknown_work)?;
+    let mode = Mode::from_number(own.mode).ok_or_else(unknown_work)?;
+    let paths = |list: &[String]| list.iter().filter_map(|path| path.parse().ok()).collect();
+    let ports = own.connect.iter().filter_map(|port| u16::try_from(*port).ok()).collect();
+    let sources = Sources {
+        configuration: paths(&own.configuration),
+        told: place.init_reserved.clone(),
+        read: paths(&own.read),
+        write: paths(&own.write),
+        connect: if own.connect_any { Connect::Any } else { Connect::Ports(ports) },
+    };
+    let rules = sources.rules(|name| std::env::var_os(name));
+    sandbox::worker(&rules, Path::new(&place.module), mode)
+        .map_err(|unheld| Error::Sandbox { what: unheld.to_string() })
 }
 
 impl Kek {

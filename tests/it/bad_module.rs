@@ -110,6 +110,7 @@ async fn an_interface_of_another_library_is_not_used() {
     // A copy is a library of its own to the loader, also where the module under test is Kryoptic.
     let library = other.directory().join("other.so");
     fs::copy(&other.module, &library).unwrap();
+    served.config.value["token"]["sandbox"]["write"].as_array_mut().unwrap().push(json!(other.directory()));
     let environment = &mut served.config.value["token"]["environment"];
     environment["HSM_KMS_FAULT_OTHER"] = text(&library).into();
     environment["KRYOPTIC_CONF"] = other.environment["KRYOPTIC_CONF"].clone().into();

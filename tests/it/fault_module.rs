@@ -43,6 +43,14 @@ impl FaultModule {
         environment["HSM_KMS_FAULT_FORWARD"] = json!(self.forward);
         environment["HSM_KMS_FAULT_CONTROL"] = json!(self.control);
         environment["HSM_KMS_FAULT_COUNTS"] = json!(self.counts);
+        // The module in front is the profile's, for all that the sandbox knows.
+        let mut allow = |right: &str, path: &Path| {
+            let paths = &mut section["sandbox"][right];
+            let known = paths.as_array().cloned().unwrap_or_default();
+            *paths = json!([known, vec![json!(path.parent().unwrap())]].concat());
+        };
+        allow("read", &self.forward);
+        allow("write", &self.control);
     }
 
     /// From now on the module does what this control file says.

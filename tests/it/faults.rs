@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hsm_kms::kms::client::Client;
 use hsm_kms::kms::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::harness::{Config, LABEL, Plugin, TestToken, run_ceremony, text, write_secret};
@@ -62,6 +62,8 @@ impl Served {
         section["module"] = text(&parts::installed("/usr/lib/x86_64-linux-gnu/pkcs11-spy.so".into())).into();
         section["environment"]["PKCS11SPY"] = text(&self.token.module).into();
         section["environment"]["PKCS11SPY_OUTPUT"] = text(&output).into();
+        section["sandbox"]["read"] = json!([self.token.module.parent()]);
+        section["sandbox"]["write"] = json!([self.token.directory()]);
         Spy(output)
     }
 

@@ -21,10 +21,10 @@ const COMMON: [&str; 12] = [
 ];
 
 /// A module, and what else it may use. `cli` may use everything, and nobody uses `cli`.
-const ALLOWED: [(&str, &[&str]); 20] = [
+const ALLOWED: [(&str, &[&str]); 21] = [
     ("audit", &["observe"]),
     ("ceremony", &["config", "envelope", "pkcs11", "profile", "record", "recovery", "shares"]),
-    ("config", &["audit", "kms", "observe", "profile", "token"]),
+    ("config", &["audit", "kms", "observe", "profile", "sandbox", "token"]),
     ("doctor", &["audit", "config", "keyring", "kms", "kubernetes", "probe", "profile", "record", "worker"]),
     ("envelope", &[]),
     ("etcd", &["envelope", "recovery"]),
@@ -34,12 +34,13 @@ const ALLOWED: [(&str, &[&str]); 20] = [
     ("observe", &[]),
     ("pkcs11", &["profile"]),
     ("probe", &["ceremony", "pkcs11", "profile", "record"]),
-    ("profile", &[]),
+    ("profile", &["sandbox"]),
     ("record", &["envelope", "recovery", "shares"]),
     ("recovery", &["envelope"]),
+    ("sandbox", &[]),
     ("token", &["audit", "observe", "wire", "worker"]),
     ("wire", &[]),
-    ("worker", &["pkcs11", "profile", "wire"]),
+    ("worker", &["pkcs11", "profile", "sandbox", "wire"]),
     ("shares", &[]),
     ("strict", &[]),
 ];

@@ -62,6 +62,7 @@ mod recovery_keys;
 mod refusal;
 mod resilience;
 mod rotation;
+mod sandbox;
 mod seals;
 mod setup;
 mod supply_chain;

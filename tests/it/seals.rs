@@ -76,6 +76,7 @@ fn with_seal(token: &TestToken, seal: &str) -> Value {
     fs::write(&path, profile).unwrap();
     let mut section = token.section();
     section["profile"] = json!(path);
+    section["sandbox"] = json!({"write": [token.directory()]});
     section
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::lockdown;
 use crate::attributes::AttributeName;
 use crate::cli::CliError;
 use crate::config::{self, Config, KekSource};
@@ -75,14 +76,15 @@ pub(super) fn of_keyring(config: &Config, path: &Path, file: &KeyringFile, now: 
 }
 
 /// What the launcher starts the worker of each token with, in the order of the tokens.
-pub(super) fn places(config: &Config) -> Vec<link::Place> {
+pub(super) fn places(config: &Config) -> link::Places {
     let place = |token: &config::Token| link::Place {
         module: token.module.display().to_string(),
         pin: token.pin.as_ref().map(crate::token::wire_pin),
         init_reserved: token.init_reserved.clone().unwrap_or_default(),
         environment: token.environment.clone().into_iter().collect(),
+        sandbox: Some(lockdown::worker(config.sandbox, token)),
     };
-    config.tokens().map(place).collect()
+    link::Places { places: config.tokens().map(place).collect(), sandbox: config.sandbox as u32 }
 }
 
 /// What the worker of each token is told, in the order of the tokens.

@@ -45,7 +45,10 @@ impl Site {
             if !section["environment"].is_object() {
                 section["environment"] = json!({});
             }
-            section["environment"]["HSM_KMS_FAULT_FORWARD"] = section["module"].take();
+            let forward = section["module"].take();
+            section["sandbox"]["read"] = json!([Path::new(forward.as_str().unwrap_or_default()).parent()]);
+            section["sandbox"]["write"] = json!([self.directory]);
+            section["environment"]["HSM_KMS_FAULT_FORWARD"] = forward;
             section["environment"]["HSM_KMS_FAULT_CONTROL"] = json!(path);
             section["module"] = json!(fault_module);
         }

@@ -37,7 +37,7 @@ pub(super) fn check(subject: &Subject<'_>, contact: Option<&Contact>) -> Vec<Fin
     vec![
         record(active, keks),
         proved(active, contact),
-        recovery(config, &active.record),
+        recovery(&active.record),
         drill(config, &active.record),
         rotation(active, keks),
         keyring(subject, config),
@@ -77,7 +77,7 @@ fn proved(active: &Kek, contact: Option<&Contact>) -> Finding {
     }
 }
 
-fn recovery(config: &Config, record: &KekRecord) -> Finding {
+fn recovery(record: &KekRecord) -> Finding {
     let recipients = record.recipients.len();
     let keys: Vec<_> = record.recipients.iter().map(|recipient| recipient.fingerprint().to_string()).collect();
     let also =
@@ -87,15 +87,12 @@ fn recovery(config: &Config, record: &KekRecord) -> Finding {
         Recovery::Copies => Finding::ok(&RECOVERY, format!("{copies} further tokens proved to hold the KEK{also}")),
         Recovery::Shares => Finding::ok(&RECOVERY, format!("the shares that the KEK came in{also}")),
         Recovery::Recipients => Finding::ok(&RECOVERY, format!("recovery key{also}")),
-        Recovery::None => {
-            let found = "none: no copies, no shares, no recovery key";
-            let advice = "hold a ceremony with a recovery recipient (docs/recovery.md), and change over to its KEK";
-            if config.kek.accept_data_loss || record.kind == Kind::Trial {
-                Finding::warning(&RECOVERY, found, advice)
-            } else {
-                Finding::failed(&RECOVERY, found, advice)
-            }
-        }
+        // `serve` takes this of a trial, or where the configuration accepts it; otherwise the record is refused.
+        Recovery::None => Finding::warning(
+            &RECOVERY,
+            "none: no copies, no shares, no recovery key",
+            "hold a ceremony with a recovery recipient (docs/recovery.md), and change over to its KEK",
+        ),
     }
 }
 

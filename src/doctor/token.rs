@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::checks::{EVIDENCE, MECHANISMS, MODULE, MODULE_FILE, MODULE_KNOWN, PIN_STATE, PROFILE, TOKEN};
+use super::checks::{CONFIG_FILE, EVIDENCE, MECHANISMS, MODULE, MODULE_FILE, MODULE_KNOWN, PIN_STATE, PROFILE, TOKEN};
 use super::files::{WRITE, rights, tokens};
 use super::plugin::Contact;
 use super::{NO_CONFIG, NO_RECORD, Subject};
 use crate::config::Token;
-use crate::finding::Finding;
+use crate::finding::{Check, Finding, Verdict};
 use crate::probe::{self, Look, Seen, TokenLook};
 use crate::profile::UserKind;
 use crate::record::{KekRecord, Sha256Digest};
@@ -19,18 +19,27 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) fn check(subject: &Subject<'_>, contact: Option<&Contact>) -> Vec<Finding> {
     let Some(config) = subject.config() else {
-        let all = [&MODULE_FILE, &MODULE, &MODULE_KNOWN, &TOKEN, &PIN_STATE, &MECHANISMS, &PROFILE, &EVIDENCE];
-        return all.map(|check| Finding::not_checked(check, NO_CONFIG)).into();
+        let all = [&MODULE_FILE, &EVIDENCE].into_iter().chain(AFTER_LOADING);
+        return all.map(|check| Finding::not_checked(check, NO_CONFIG)).collect();
     };
     let record = subject.keks().and_then(|keks| keks.keks.first()).map(|kek| &kek.record);
+    let is_trusted = rights(&CONFIG_FILE, subject.config_path, WRITE, contact).verdict == Verdict::Ok;
     let mut findings = Vec::new();
     for (position, (token, name)) in tokens(config).into_iter().enumerate() {
         // The first token's serial stands in the record, a standby's in the configuration.
         let standby = position.checked_sub(1).and_then(|standby| config.standby.get(standby));
         let serial = standby.map(|standby| standby.serial.as_str());
         let serial = serial.or_else(|| record.map(|record| record.token.serial.as_str()));
-        findings.push(rights(&MODULE_FILE, &token.module, WRITE, contact).of(&name));
-        findings.push(evidence(token).of(&name));
+        let file = rights(&MODULE_FILE, &token.module, WRITE, contact);
+        // Whoever can write it would run what he likes, as whoever runs this.
+        let is_safe = is_trusted && (file.verdict == Verdict::Ok || !token.module.exists());
+        findings.extend([file, evidence(token)].map(|finding| finding.of(&name)));
+        if !is_safe {
+            let rest = AFTER_LOADING
+                .map(|check| Finding::not_checked(check, "others could have put it there, so it is not loaded"));
+            findings.extend(rest.map(|finding| finding.of(&name)));
+            continue;
+        }
         let seen = Seen {
             module: token.module.clone(),
             init_reserved: token.init_reserved.clone(),
@@ -41,7 +50,7 @@ pub(super) fn check(subject: &Subject<'_>, contact: Option<&Contact>) -> Vec<Fin
         let about = match probe::look(seen, &environment(token), LIMIT) {
             Ok(look) => looked(token, serial, record.filter(|_| standby.is_none()), &look),
             Err(failure) => {
-                let rest = [&MODULE_KNOWN, &TOKEN, &PIN_STATE, &MECHANISMS, &PROFILE];
+                let rest = AFTER_LOADING.into_iter().filter(|check| **check != MODULE);
                 let rest = rest.map(|check| Finding::not_checked(check, "the module cannot be used"));
                 let failed = Finding::failed(&MODULE, failure.why, failure.hint);
                 std::iter::once(failed).chain(rest).collect()
@@ -51,6 +60,9 @@ pub(super) fn check(subject: &Subject<'_>, contact: Option<&Contact>) -> Vec<Fin
     }
     findings
 }
+
+/// What is seen when the module is loaded.
+static AFTER_LOADING: [&Check; 6] = [&MODULE, &MODULE_KNOWN, &TOKEN, &PIN_STATE, &MECHANISMS, &PROFILE];
 
 /// What a worker has, but for its PIN.
 fn environment(token: &Token) -> BTreeMap<String, String> {

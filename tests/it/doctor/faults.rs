@@ -70,11 +70,16 @@ async fn each_fault_has_its_row() {
         let row = rows.row(failed.first().copied().or(warning).unwrap());
         let said = format!("{} {}", row["found"], row["advice"]);
         assert!(said.contains(words), "{path:?}: {said}");
+        if failed == ["module-file"] {
+            assert!(rows.row("module")["found"].as_str().unwrap().ends_with("so it is not loaded"), "{:#}", rows.json);
+        }
         assert!(warning.is_none_or(|check| rows.row(check)["result"] == "warning"));
     }
     site.config.value = good;
     chmod(site.config.write(), 0o666);
-    assert_eq!(site.rows().with("failed"), ["config-file"]);
+    let rows = site.rows();
+    assert_eq!(rows.with("failed"), ["config-file"]);
+    assert!(rows.row("module")["found"].as_str().unwrap().ends_with("so it is not loaded"), "{:#}", rows.json);
     chmod(site.config.write(), 0o600);
     // A folder in which anybody exchanges files spoils each file in it.
     chmod(site.token.directory(), 0o777);

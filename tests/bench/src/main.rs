@@ -45,6 +45,9 @@ pub struct Args {
     /// Milliseconds that each PKCS#11 call takes longer
     #[arg(long, default_value_t = 0)]
     delay_ms: u64,
+    /// `sandbox` of the configuration
+    #[arg(long, default_value = "best-effort")]
+    sandbox: String,
     /// Session counts to measure
     #[arg(long, value_delimiter = ',', default_value = "1,2,4,8")]
     sessions: Vec<usize>,

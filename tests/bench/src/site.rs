@@ -14,6 +14,7 @@ pub struct Site {
     /// The section `token`.
     section: Value,
     directory: PathBuf,
+    sandbox: String,
 }
 
 impl Site {
@@ -21,7 +22,8 @@ impl Site {
     pub fn new(args: &Args) -> Self {
         let text = fs::read_to_string(&args.token).expect("the file with the section token");
         let mut file: Value = serde_yaml::from_str(&text).expect("YAML");
-        let site = Self { section: file["token"].take(), directory: args.directory.clone() };
+        let site =
+            Self { section: file["token"].take(), directory: args.directory.clone(), sandbox: args.sandbox.clone() };
         if !site.record().exists() {
             let rules: Vec<_> = args
                 .hide
@@ -52,7 +54,7 @@ impl Site {
             section["environment"]["HSM_KMS_FAULT_CONTROL"] = json!(path);
             section["module"] = json!(fault_module);
         }
-        Self { section, directory: self.directory.clone() }
+        Self { section, directory: self.directory.clone(), sandbox: self.sandbox.clone() }
     }
 
     fn hold_ceremony(&self, args: &Args) {
@@ -71,7 +73,7 @@ impl Site {
     pub fn configuration(&self, sessions: usize) -> PathBuf {
         let configuration = json!({
             "version": 1, "cluster": CLUSTER, "socket": {"path": self.socket()}, "token": self.section,
-            "kek": {"record": self.record(), "allow_trial": true}, "limits": {"sessions": sessions},
+            "kek": {"record": self.record(), "allow_trial": true}, "limits": {"sessions": sessions}, "sandbox": self.sandbox,
         });
         let path = self.directory.join(format!("{sessions}.yaml"));
         fs::write(&path, configuration.to_string()).expect("configuration");

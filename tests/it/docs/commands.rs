@@ -29,6 +29,18 @@ fn commands_in_the_documents_exist() {
 }
 
 #[test]
+fn the_pictures_show_commands_that_exist() {
+    let output = Command::new(root().join("scripts/screenshots")).arg("--list").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let commands = commands(&Block { line: 1, mark: "sh".to_owned(), note: None, text });
+    let mut help = Help::default();
+    for command in &commands {
+        help.check(command).unwrap();
+    }
+    assert_eq!(commands.len(), fs::read_dir(root().join("docs/images")).unwrap().count());
+}
+
+#[test]
 fn commands_that_do_not_exist_are_found() {
     let mut help = Help::default();
     let mut check = |text: &str| {

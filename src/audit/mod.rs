@@ -97,10 +97,12 @@ pub fn request(event: impl FnOnce() -> Event) -> Written {
 impl Written {
     /// Waits for the line, where the operator wants that. Whether the request may be answered.
     pub async fn wait(self, deadline: Instant) -> bool {
-        match self.0 {
-            None => true,
-            Some(written) => matches!(timeout_at(deadline, written).await, Ok(Ok(true))),
+        let Some(written) = self.0 else { return true };
+        let written = timeout_at(deadline, written).await;
+        if let (Err(_), Some(log)) = (&written, LOG.get()) {
+            log.hangs();
         }
+        matches!(written, Ok(Ok(true)))
     }
 }
 

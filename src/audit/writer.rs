@@ -27,7 +27,7 @@ pub(super) struct Writer {
 struct Shared {
     /// Lines that found no room in the queue, and are not yet told of.
     dropped: AtomicU64,
-    /// A line was lost, and none was written since.
+    /// A line was lost or late, and none was written since.
     is_failing: AtomicBool,
     must_reopen: AtomicBool,
 }
@@ -135,6 +135,13 @@ impl Writer {
             if !self.shared.is_failing.swap(true, Ordering::Relaxed) {
                 tracing::error!("audit lines are lost: the disk is slower than they come, or hangs");
             }
+        }
+    }
+
+    /// A line was not written in time. It may be, later; until then nothing waits for the next ones.
+    pub(super) fn hangs(&self) {
+        if !self.shared.is_failing.swap(true, Ordering::Relaxed) {
+            tracing::error!("an audit line was not written in time: the disk is slow, or hangs");
         }
     }
 

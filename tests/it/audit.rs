@@ -4,10 +4,11 @@ use std::fs::{self, File};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use hsm_kms::kms::client::Client;
-use hsm_kms::kms::proto::{EncryptRequest, StatusRequest};
+use hsm_kms::kms::proto::{DecryptRequest, EncryptRequest, StatusRequest};
 use rustix::process::{Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 use tonic::Code;
@@ -197,6 +198,49 @@ async fn a_full_disk_is_never_silent() {
             written[padding.len()..].lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let lost = of(&written, "lost");
         assert_eq!(lost.last().unwrap()["lines"], 2, "{lost:?}");
+    }
+}
+
+/// A disk that hangs: standard output is a pipe, and nobody reads it.
+#[tokio::test]
+async fn a_disk_that_hangs_holds_up_no_request() {
+    let mut audited = Audited::new();
+    audited.config.value["limits"] = json!({"deadline_ms": 300});
+    for on_full in ["continue", "stop"] {
+        audited.config.value["audit"] = json!({"to": "journal", "on_full": on_full});
+        let mut command = Command::new("bash");
+        // The reader lives as long as the plugin, and only sleeps.
+        command.args(["-c", "exec \"$@\" > >(exec sleep 30)", "bash", env!("CARGO_BIN_EXE_hsm-kms")]);
+        let plugin = Plugin::start_by(&audited.config, command).healthy().await;
+        let client = plugin.client().await;
+        // More than pipe and queue hold, from somebody who needs no HSM.
+        let mut callers = tokio::task::JoinSet::new();
+        for _ in 0..64 {
+            let mut client = client.clone();
+            callers.spawn(async move {
+                let mut codes = Vec::new();
+                for _ in 0..if on_full == "stop" { 8 } else { 90 } {
+                    let key_id = format!("hsm1-{}", "0".repeat(40));
+                    let request = DecryptRequest { key_id, ..DecryptRequest::default() };
+                    let began = Instant::now();
+                    codes.push(client.decrypt(request).await.unwrap_err().code());
+                    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+                }
+                codes
+            });
+        }
+        let codes = callers.join_all().await.concat();
+        if on_full == "stop" {
+            assert_eq!(codes.last(), Some(&Code::Unavailable));
+            assert!(codes.contains(&Code::NotFound), "lines that were written are answered");
+            let mut client = client.clone();
+            let status = client.status(StatusRequest {}).await.unwrap().into_inner().healthz;
+            assert!(status.starts_with("audit: "), "{status}");
+            assert_eq!(plugin.log().matches("an audit line was not written in time").count(), 1);
+        } else {
+            assert!(codes.iter().all(|code| *code == Code::NotFound));
+            assert_eq!(plugin.log().matches("audit lines are lost").count(), 1);
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
@@ -162,4 +163,26 @@ fn what_is_no_chain_is_refused() {
     }
     fs::write(&log.path, "").unwrap();
     assert_eq!(log.verify().unwrap(), Verified::default());
+}
+
+proptest! {
+    #[test]
+    fn damaged_files_are_refused_or_read_and_never_panic(
+        place in any::<prop::sample::Index>(),
+        junk in prop::collection::vec(any::<u8>(), 0..40),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let log = Log::new();
+        log.write(3);
+        let mut bytes = fs::read(&log.path).unwrap();
+        let original = bytes.clone();
+        let place = place.index(bytes.len());
+        bytes.splice(place..place, junk);
+        bytes.truncate(cut.index(bytes.len()) + 1);
+        fs::write(&log.path, &bytes).unwrap();
+        if let Ok(verified) = log.verify() {
+            let kept = bytes.len() - verified.unfinished;
+            prop_assert!(original.starts_with(&bytes[..kept]) || place + 200 > original.len() || verified.lines < 3);
+        }
+    }
 }

@@ -16,6 +16,7 @@ pub mod envelope;
 pub mod etcd;
 pub mod exit;
 pub mod finding;
+pub mod init;
 pub mod key_id;
 pub mod keyring;
 pub mod kms;

@@ -10,6 +10,7 @@ mod error;
 mod etcd;
 mod generate;
 mod hsm;
+mod init;
 mod keyring;
 mod profiles;
 mod recovery;
@@ -49,6 +50,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Find out what an HSM really does
     Hsm(hsm::HsmArgs),
+    /// Write the files of a cluster: configuration, `EncryptionConfiguration`, units or pod, checklist
+    Init(init::InitArgs),
     /// Show and change the KEKs of a cluster: which one seals, which ones open
     Keyring(keyring::KeyringArgs),
     /// The process that tries a module out; started by `hsm probe`, never by hand
@@ -79,6 +82,7 @@ pub fn run(args: Args) -> Result<ExitCode, CliError> {
         Command::Etcd(args) => etcd::run(args),
         Command::Generate(args) => generate::run(&args).map(|()| ExitCode::Done),
         Command::Hsm(args) => hsm::run(args),
+        Command::Init(args) => init::run(args).map(|()| ExitCode::Done),
         Command::Keyring(args) => keyring::run(args),
         Command::ProbeWorker => hsm::run_worker(),
         Command::Profiles(args) => profiles::run(args).map(|()| ExitCode::Done),

@@ -21,13 +21,14 @@ const COMMON: [&str; 12] = [
 ];
 
 /// A module, and what else it may use. `cli` may use everything, and nobody uses `cli`.
-const ALLOWED: [(&str, &[&str]); 21] = [
+const ALLOWED: [(&str, &[&str]); 22] = [
     ("audit", &["observe"]),
     ("ceremony", &["config", "envelope", "pkcs11", "profile", "record", "recovery", "shares"]),
     ("config", &["audit", "kms", "observe", "profile", "sandbox", "token"]),
     ("doctor", &["audit", "config", "keyring", "kms", "kubernetes", "probe", "profile", "record", "worker"]),
     ("envelope", &[]),
     ("etcd", &["envelope", "recovery"]),
+    ("init", &["config", "kms", "profile"]),
     ("keyring", &["envelope", "record", "recovery", "token", "wire"]),
     ("kms", &["audit", "envelope", "keyring", "observe", "recovery", "token"]),
     ("kubernetes", &["record"]),

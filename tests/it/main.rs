@@ -43,6 +43,7 @@ mod health;
 mod hostile_peers;
 mod imitations;
 mod imports;
+mod init;
 mod inventory;
 mod ivs;
 mod kubernetes_api_server;

@@ -55,6 +55,9 @@ const TRANSFER_LIMIT: Duration = Duration::from_millis(500);
 /// Longest time for RPCs in flight to finish after SIGTERM.
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 
+/// Longest time after that for tokens that are just being started. A login takes less; one that hangs is not waited for.
+const LOGIN_LIMIT: Duration = Duration::from_secs(3);
+
 /// A look at what still runs, that often.
 const QUIET: Duration = Duration::from_millis(50);
 
@@ -201,6 +204,10 @@ async fn serve(
     drop(stop);
     if tokio::time::timeout(DRAIN_LIMIT, drained(serving, &current)).await.is_err() {
         tracing::warn!("requests were still running after {} s", DRAIN_LIMIT.as_secs());
+    }
+    // With this process ends all that it started, under systemd at once: a login that is cut can spoil a token.
+    if tokio::time::timeout(LOGIN_LIMIT, current.get().tokens().settled()).await.is_err() {
+        tracing::warn!("a token was still starting after {} s", LOGIN_LIMIT.as_secs());
     }
     drop(listener);
     drop(endpoints);

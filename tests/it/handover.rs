@@ -165,6 +165,23 @@ impl Drop for Holder {
     }
 }
 
+/// systemd kills the workers as soon as the front has ended, and `SoftHSM2` rewrites its token's file in each login.
+#[tokio::test]
+async fn a_stop_does_not_cut_a_login() {
+    let token = TestToken::new();
+    let record = run_ceremony(&token, token.directory());
+    let mut config = Config::new(&token, &record, "plugin");
+    let fault = FaultModule::new(&token, "login");
+    fault.stand_in_front(&mut config.value["token"]);
+    fault.always("C_Login", &json!({"delay_ms": 1000}));
+    let mut plugin = Plugin::start(&config);
+    wait_for("a login", || (fault.calls("C_Login") > 0).then_some(()));
+    assert!(plugin.stop().await.success());
+    let log = plugin.log();
+    let (before, _) = log.split_once("token ready: logged in").unwrap_or_else(|| panic!("no login in {log}"));
+    assert!(before.contains("stopping"), "{log}");
+}
+
 #[test]
 fn a_socket_that_is_too_open_or_another_is_refused() {
     let token = TestToken::new();

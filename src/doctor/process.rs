@@ -64,15 +64,23 @@ fn field(pid: u32, file: &str, name: &str) -> Option<String> {
     text.lines().find_map(|line| line.strip_prefix(name)).map(|rest| rest.trim().to_owned())
 }
 
+/// What is seen of each process. A worker may be gone by now; if the front is not seen, nothing is.
+fn of_each<T>(pids: &[u32], look: impl Fn(u32) -> Option<T>) -> Option<Vec<T>> {
+    let (front, others) = pids.split_first()?;
+    let front = look(*front)?;
+    Some(std::iter::once(front).chain(others.iter().filter_map(|pid| look(*pid))).collect())
+}
+
 pub(super) fn memory(pids: &[u32]) -> Finding {
-    let locked = |pid: &u32| field(*pid, "status", "VmLck:")?.split_whitespace().next()?.parse::<u64>().ok();
-    let locked: Option<Vec<u64>> = pids.iter().map(locked).collect();
+    let locked = |pid| field(pid, "status", "VmLck:")?.split_whitespace().next()?.parse::<u64>().ok();
+    let locked = of_each(pids, locked);
     let swaps = memory::machine_swaps();
     match locked {
         None => Finding::not_checked(&MEMORY, "the plugin's process is not seen from here"),
-        Some(locked) if locked.iter().all(|size| *size > 0) => {
-            Finding::ok(&MEMORY, format!("{} kB of {} process(es) are locked", locked.iter().sum::<u64>(), pids.len()))
-        }
+        Some(locked) if locked.iter().all(|size| *size > 0) => Finding::ok(
+            &MEMORY,
+            format!("{} kB of {} process(es) are locked", locked.iter().sum::<u64>(), locked.len()),
+        ),
         Some(_) if !swaps => Finding::ok(&MEMORY, "not locked, and this machine does not swap"),
         Some(_) => Finding::warning(
             &MEMORY,
@@ -83,12 +91,12 @@ pub(super) fn memory(pids: &[u32]) -> Finding {
 }
 
 pub(super) fn core(pids: &[u32]) -> Finding {
-    let limit = |pid: &u32| Some(field(*pid, "limits", "Max core file size")?.split_whitespace().next()?.to_owned());
-    let limits: Option<Vec<String>> = pids.iter().map(limit).collect();
+    let limit = |pid| Some(field(pid, "limits", "Max core file size")?.split_whitespace().next()?.to_owned());
+    let limits = of_each(pids, limit);
     match limits {
         None => Finding::not_checked(&CORE, "the plugin's process is not seen from here"),
         Some(limits) if limits.iter().all(|limit| limit == "0") => {
-            Finding::ok(&CORE, format!("off in {} process(es)", pids.len()))
+            Finding::ok(&CORE, format!("off in {} process(es)", limits.len()))
         }
         Some(_) => {
             Finding::failed(&CORE, "a process of the plugin may leave one", "see that it is hsm-kms, and restart it")
@@ -98,15 +106,15 @@ pub(super) fn core(pids: &[u32]) -> Finding {
 
 pub(super) fn sandbox(pids: &[u32]) -> Finding {
     // proc(5): no new privileges by exec, and a filter for system calls (2).
-    let is_limited = |pid: &u32| {
-        let (privileges, filter) = (field(*pid, "status", "NoNewPrivs:")?, field(*pid, "status", "Seccomp:")?);
+    let is_limited = |pid| {
+        let (privileges, filter) = (field(pid, "status", "NoNewPrivs:")?, field(pid, "status", "Seccomp:")?);
         Some(privileges == "1" && filter == "2")
     };
-    let limited: Option<Vec<bool>> = pids.iter().map(is_limited).collect();
+    let limited = of_each(pids, is_limited);
     match limited {
         None => Finding::not_checked(&SANDBOX, "the plugin's process is not seen from here"),
         Some(limited) if limited.iter().all(|is_limited| *is_limited) => {
-            Finding::ok(&SANDBOX, format!("system calls are filtered in {} process(es)", pids.len()))
+            Finding::ok(&SANDBOX, format!("system calls are filtered in {} process(es)", limited.len()))
         }
         Some(limited) => Finding::warning(
             &SANDBOX,
@@ -115,7 +123,7 @@ pub(super) fn sandbox(pids: &[u32]) -> Finding {
                 limited.iter().filter(|it| !**it).count(),
                 pids.len()
             ),
-            "see docs/security.md; the systemd unit of the package limits them, too",
+            "remove `sandbox: off`; docs/security.md says what to do if the module fails without it",
         ),
     }
 }

@@ -133,11 +133,13 @@ async fn a_plugin_that_is_not_well_fails() {
     let mut site = Site::new();
     let good = site.config.value["token"]["label"].clone();
     site.config.value["token"]["label"] = json!("another");
+    site.config.value["sandbox"] = json!("off");
     let _plugin = Plugin::start(&site.config);
     site.config.value["token"]["label"] = good;
     let rows = site.rows();
     assert_eq!(rows.with("failed"), ["status"], "{:#}", rows.json);
     assert_eq!(rows.row("kek")["result"], "not-checked");
+    assert_eq!(rows.row("sandbox")["result"], "warning", "it is off");
 }
 
 /// Files of several nodes.

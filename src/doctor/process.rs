@@ -121,7 +121,7 @@ pub(super) fn sandbox(pids: &[u32]) -> Finding {
             format!(
                 "{} of {} process(es) may do whatever their user may",
                 limited.iter().filter(|it| !**it).count(),
-                pids.len()
+                limited.len()
             ),
             "remove `sandbox: off`; docs/security.md says what to do if the module fails without it",
         ),

@@ -89,7 +89,7 @@ pub(super) fn checklist(answers: &Answers) -> String {
         version: env!("CARGO_PKG_VERSION"),
     };
     // Writing into a String does not fail.
-    checklist.render().unwrap_or_default()
+    checklist.render().unwrap_or_default() + "\n"
 }
 
 #[derive(Template)]

@@ -91,6 +91,8 @@ struct FileLimits {
     sessions: Option<u64>,
     #[serde(deserialize_with = "strict::number::<100, 2900, _>")]
     deadline_ms: u64,
+    #[serde(deserialize_with = "strict::number::<1, 30, _>")]
+    probe_seconds: u64,
 }
 
 #[derive(Deserialize)]
@@ -119,7 +121,7 @@ impl Default for FileSocket {
 
 impl Default for FileLimits {
     fn default() -> Self {
-        Self { queue: 256, sessions: None, deadline_ms: 2500 }
+        Self { queue: 256, sessions: None, deadline_ms: 2500, probe_seconds: 2 }
     }
 }
 
@@ -148,7 +150,7 @@ impl File {
                 return Err(Fault::Rule { field: "kek", problem, hint });
             }
         };
-        let FileLimits { queue, sessions, deadline_ms } = limits;
+        let FileLimits { queue, sessions, deadline_ms, probe_seconds } = limits;
         let FileLog { format, level } = log;
         let sessions = sessions.unwrap_or(if profile.sessions.serial { 1 } else { DEFAULT_SESSIONS });
         if let Some((problem, most)) = too_many_sessions(&profile, sessions) {
@@ -178,6 +180,7 @@ impl File {
                 queue: small(queue),
                 sessions: small(sessions),
                 deadline: Duration::from_millis(deadline_ms),
+                probe: Duration::from_secs(probe_seconds),
             },
             log: Log { format, level },
             audit: audit.map(FileAudit::check).transpose()?,

@@ -111,6 +111,8 @@ pub struct Limits {
     pub queue: usize,
     /// Longest time of one request, 100 to 2900 ms.
     pub deadline: Duration,
+    /// How often the KEK is proved while nothing else uses it, 1 to 30 s.
+    pub probe: Duration,
 }
 
 /// The log.

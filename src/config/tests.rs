@@ -39,7 +39,8 @@ fn the_example_is_read() {
     assert_eq!(config.token.profile, Profile::by_name("softhsm2").unwrap());
     assert_eq!(config.token.pin, Some(PinSource::File("/etc/hsm-kms/pin".into())));
     assert_eq!(config.token.environment["SOFTHSM2_CONF"], "/etc/hsm-kms/softhsm2.conf");
-    assert_eq!(config.limits, Limits { queue: 256, sessions: 2, deadline: Duration::from_millis(2500) });
+    let (deadline, probe) = (Duration::from_millis(2500), Duration::from_secs(2));
+    assert_eq!(config.limits, Limits { queue: 256, sessions: 2, deadline, probe });
     assert_eq!(config.log, Log { format: Format::Text, level: Level::Info });
     assert_eq!(config.warnings(), [""; 0]);
 }
@@ -127,7 +128,7 @@ fn faults_are_named_with_field_and_line() {
 fn hints_name_the_nearest_key() {
     assert_eq!(error_after("sessions:", "session:").hint(), "did you mean `sessions`?");
     assert_eq!(error_after("profile: softhsm2", "profile: softhsm").hint(), "did you mean `softhsm2`?");
-    assert_eq!(error_after("queue:", "backlog:").hint(), "allowed here: queue, sessions, deadline_ms");
+    assert_eq!(error_after("queue:", "backlog:").hint(), "allowed here: queue, sessions, deadline_ms, probe_seconds");
 }
 
 #[test]
@@ -328,7 +329,7 @@ fn documented_defaults_are_the_code_s() {
             defaults += 1;
         }
     }
-    assert_eq!(defaults, 16);
+    assert_eq!(defaults, 17);
 }
 
 #[test]
@@ -354,5 +355,5 @@ fn documented_ranges_are_the_code_s() {
             assert_eq!(range, format!("absolute, at most {} bytes", crate::kms::socket::PATH_LIMIT));
         }
     }
-    assert_eq!(ranges, 4);
+    assert_eq!(ranges, 5);
 }

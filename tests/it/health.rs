@@ -1,6 +1,7 @@
 //! When Status stops saying `ok`, and what it costs to find out: faults of one kind of work, devices that stay busy, PINs that two
 //! tokens share.
 
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use hsm_kms::kms::client::Client;
@@ -10,6 +11,7 @@ use serde_json::json;
 use crate::failover::{Pair, SEED, decrypt, encrypt};
 use crate::fault_module::FaultModule;
 use crate::faults::{WRONG_PIN, until};
+use crate::handover;
 use crate::harness::{Config, Plugin, TestToken, run_ceremony, write_secret};
 
 async fn status(client: &mut Client) -> String {
@@ -138,4 +140,27 @@ async fn a_corrupt_blob_on_a_slow_hsm_costs_no_worker() {
     assert_eq!(plugin.log().matches("token ready").count(), 1, "{}", plugin.log());
     assert!(!plugin.log().contains("has hung"), "{}", plugin.log());
     plugin.stop().await;
+}
+
+/// A fleet that shares an HSM may ask it less often.
+#[tokio::test]
+async fn an_idle_plugin_proves_the_kek_as_often_as_it_is_told() {
+    let token = TestToken::new();
+    let record = run_ceremony(&token, token.directory());
+    let mut plugins = Vec::new();
+    for seconds in [30, 1] {
+        let mut config = Config::new(&token, &record, &format!("plugin-{seconds}"));
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        config.value["endpoints"] = json!(address);
+        config.value["limits"] = json!({"probe_seconds": seconds});
+        plugins.push((Plugin::start(&config).healthy().await, address));
+    }
+    let age = |plugin: usize| -> f64 {
+        let (_, metrics) = handover::get(&plugins[plugin].1, "/metrics");
+        let line = metrics.lines().find(|line| line.starts_with("hsm_kms_proof_age_seconds{")).unwrap();
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    assert!(age(0) > 3.0, "{}", age(0));
+    until("another proof", async || age(1) < 2.0).await;
 }

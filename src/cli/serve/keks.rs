@@ -1,7 +1,6 @@
 //! The KEKs that a configuration serves, read from its record or its keyring, and what the workers are told of them.
 
 use std::path::Path;
-use std::time::Duration;
 
 use super::lockdown;
 use crate::attributes::AttributeName;
@@ -99,7 +98,7 @@ pub(super) fn specs(config: &Config, keks: &[Kek], launcher: &Launcher) -> Vec<W
         pin: token.pin.clone(),
         launcher: launcher.clone(),
         place,
-        probe_interval: token.profile.recover.probe.map_or(PROBE_INTERVAL, |idle| idle.min(PROBE_INTERVAL)),
+        probe_interval: token.profile.recover.probe.map_or(config.limits.probe, |idle| idle.min(config.limits.probe)),
     });
     specs.collect()
 }
@@ -167,10 +166,6 @@ fn check(config: &Config, path: &Path, record: &KekRecord) -> Result<(), CliErro
     }
     Ok(())
 }
-
-/// How often the KEK is proved while nothing else uses it, unless the device forgets an idle session sooner. With a call's limit of
-/// 1.2 s a loss is known within 5 s.
-const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What the worker of the token with this serial is told. A KEK that was made in another one is a copy there.
 fn start(keks: &[Kek], token: &config::Token, serial: &str, is_standby: bool) -> link::Start {

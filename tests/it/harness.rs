@@ -341,6 +341,12 @@ impl Drop for Plugin {
     }
 }
 
+/// A copy of the program, which can be run at once: one that this process wrote could still be open in a child of another test, and
+/// exec(2) then fails with ETXTBSY.
+pub fn copy_program(to: &Path) {
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_hsm-kms")).arg(to).status().unwrap().success());
+}
+
 /// Runs `hsm-kms` with these arguments and this standard input.
 pub fn run(arguments: &[&str], input: &[u8]) -> Output {
     let mut child =

@@ -11,7 +11,7 @@ use hsm_kms::kubernetes::EncryptionConfiguration;
 use serde_json::{Value, json};
 
 use crate::ceremony::terminal::Terminal;
-use crate::harness::{Config, Plugin, TestToken, program, run, run_ceremony, text};
+use crate::harness::{Config, Plugin, TestToken, copy_program, program, run, run_ceremony, text};
 
 const PLATFORMS: [&str; 7] = ["systemd", "static-pod", "kubeadm", "k3s", "rke2", "talos", "openshift"];
 
@@ -324,7 +324,7 @@ fn it_needs_no_home_no_locale_and_no_rights() {
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     // The program lies where another user may not go.
     let copy = folder.path().join("hsm-kms");
-    fs::copy(env!("CARGO_BIN_EXE_hsm-kms"), &copy).unwrap();
+    copy_program(&copy);
     let nobody = |output: &Path| {
         let mut command = Command::new("setpriv");
         if rustix::process::geteuid().is_root() {

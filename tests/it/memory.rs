@@ -10,7 +10,7 @@ use hsm_kms::kms::proto::{DecryptRequest, EncryptRequest, EncryptResponse};
 use rustix::process::Pid;
 use tokio::task::JoinSet;
 
-use crate::harness::{Config, Plugin, TestToken, run_ceremony};
+use crate::harness::{Config, Plugin, TestToken, copy_program, run_ceremony};
 use crate::processes::worker;
 
 /// Decrypts before the search.
@@ -144,7 +144,7 @@ const NOBODY: u32 = 65534;
 fn as_nobody(token: &TestToken, config: &Config) -> Command {
     config.write();
     let program = token.directory().join("hsm-kms");
-    fs::copy(env!("CARGO_BIN_EXE_hsm-kms"), &program).unwrap();
+    copy_program(&program);
     give(token.directory());
     let user = NOBODY.to_string();
     let mut command = Command::new("setpriv");

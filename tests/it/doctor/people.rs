@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::Site;
-use crate::harness::{Plugin, program, text};
+use crate::harness::{Plugin, copy_program, program, text};
 
 #[test]
 fn without_utf_8_all_is_ascii() {
@@ -34,8 +34,7 @@ async fn a_user_without_rights_gets_each_row() {
     let site = Site::new();
     let _plugin = Plugin::start(&site.config).healthy().await;
     let copy = site.file("hsm-kms");
-    // Not by this process: a child of another test would have the copy open for writing, and it could not be run.
-    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_hsm-kms")).arg(&copy).status().unwrap().success());
+    copy_program(&copy);
     fs::set_permissions(site.token.directory(), Permissions::from_mode(0o711)).unwrap();
     let config = text(site.config.write());
     let rows = || {

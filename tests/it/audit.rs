@@ -43,8 +43,10 @@ impl Audited {
     }
 }
 
+/// The lines so far: none before the file is there, since the socket comes first.
 fn lines(path: &Path) -> Vec<Value> {
-    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 fn of<'a>(lines: &'a [Value], event: &str) -> Vec<&'a Value> {

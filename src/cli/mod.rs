@@ -26,7 +26,7 @@ use crate::exit::ExitCode;
 
 /// Kubernetes KMS v2 plugin whose key encryption key never leaves a PKCS#11 HSM
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 80)]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

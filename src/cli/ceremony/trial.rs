@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Instant;
 
-use comfy_table::{Table, presets};
+use comfy_table::{ContentArrangement, Table, presets};
 
 use super::{failed, print};
 use crate::attributes::AttributeName;
@@ -89,6 +89,7 @@ fn print_table(outcome: &Outcome) -> Result<(), CliError> {
     let mut tables = vec![attributes];
     for key in keys() {
         let mut refusals = Table::new();
+        refusals.set_content_arrangement(ContentArrangement::Dynamic).set_width(80);
         refusals.load_style(presets::ASCII_MARKDOWN).set_header([&format!("tried on {:?}", key.label), "answer"]);
         for refusal in outcome.refusals.iter().filter(|refusal| refusal.key == key.label) {
             refusals.add_row([refusal.attempt.as_ref(), &refusal.answer]);

@@ -11,6 +11,8 @@ mod rsa_oaep;
 mod seed;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vectors;
 
 use std::fmt;
 

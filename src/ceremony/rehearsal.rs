@@ -37,14 +37,16 @@ impl Stage {
         let system = |what| move |source| CeremonyError::System { what, source };
         DirBuilder::new().mode(0o700).create(&directory).map_err(system("no directory for the rehearsal's token"))?;
         let stage = Self { plan: directory.join("plan.json"), directory };
-        let configuration = stage.configure("token").map_err(system("the rehearsal's token cannot be configured"))?;
+        let configuration =
+            configure(&stage.directory.join("token")).map_err(system("the rehearsal's token cannot be configured"))?;
         let serial = initialise(&configuration)?;
         let mut plan: Value = serde_json::from_slice(&witnessed.lock.json)
             .map_err(|_| CeremonyError::Proof("the plan cannot be read again"))?;
         let section = |configuration: &Path| json!({"profile": "softhsm2", "label": LABEL, "environment": {"SOFTHSM2_CONF": configuration}});
         let mut copies = Vec::new();
         for number in 0..witnessed.copies.len() {
-            let place = stage.configure(&format!("copy-{number}")).map_err(system("a copy cannot be configured"))?;
+            let place = configure(&stage.directory.join(format!("copy-{number}")))
+                .map_err(system("a copy cannot be configured"))?;
             // A token that is copied brings its content along; one that a KEK is imported into must be there before.
             let serial = match witnessed.import {
                 Some(_) => initialise(&place)?,
@@ -77,11 +79,6 @@ impl Stage {
             witnessed.lock = rehearsed.lock.clone();
         }
         Ok(plan)
-    }
-
-    /// A configuration of SoftHSM2 with a folder for its tokens.
-    fn configure(&self, name: &str) -> std::io::Result<PathBuf> {
-        configure(&self.directory.join(name))
     }
 }
 

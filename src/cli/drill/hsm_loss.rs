@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::json;
 
 use super::report::Report;
-use super::stage::{self, CLUSTER, Folder, PAUSE, Plugin, Token};
+use super::stage::{self, CLUSTER, Folder, PAUSE, Plugin, Token, out_of_reach};
 use super::{Output, failure, load};
 use crate::cli::CliError;
 use crate::cli::keyring::nodes;
@@ -51,11 +50,9 @@ const SEED: &[u8; 32] = b"a seed of a drill, known to all.";
 fn throw_away(folder: &Folder) -> Result<Report, CliError> {
     let mut report = Report::new("hsm-loss", TITLE, "a throw-away SoftHSM2 token".to_owned());
     let (hsm, node) = (Token::new(folder.within("hsm")?)?, folder.within("node")?);
-    let record = hsm.make_kek(&json!([]), &node)?;
+    let record = hsm.make_kek(None, &node)?;
     stage::configure(&node, CLUSTER, &hsm.section(), &record)?;
-    let mut plugin = Plugin::start(&node)?;
-    let out_of_reach = |why: String| failure(ExitCode::NotReachable, why, "hsm-kms serve shows more");
-    plugin.healthy().map_err(out_of_reach)?;
+    let mut plugin = Plugin::serving(&node)?;
     let socket = plugin.socket.clone();
     let sealed = stage::encrypt(&socket, SEED).map_err(out_of_reach)?;
     stage::opens(&socket, &sealed, SEED).map_err(out_of_reach)?;

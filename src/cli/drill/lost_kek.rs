@@ -1,20 +1,18 @@
 //! `hsm-kms drill lost-kek`: the KEK is gone, and the recovery key alone opens what it sealed.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::Args;
-use serde_json::json;
 
 use super::report::Report;
-use super::stage::{self, CLUSTER, Folder, Plugin, Token, system};
+use super::stage::{self, CLUSTER, Folder, Plugin, RecoveryKey, Token, out_of_reach, system};
 use super::{Output, active_record, failure, load};
 use crate::cli::CliError;
 use crate::exit::ExitCode;
 use crate::key_id::KeyId;
 use crate::record::{DrillOutcome, DrillReport};
-use crate::recovery::{Binding, HybridKey, RecoveryBlob};
+use crate::recovery::{Binding, RecoveryBlob};
 
 /// Lose the KEK, and open what it sealed with the recovery key alone
 #[derive(Args, Debug)]
@@ -55,16 +53,11 @@ const SEEDS: u8 = 10;
 fn throw_away(folder: &Folder) -> Result<Report, CliError> {
     let mut report = Report::new("lost-kek", TITLE, "a throw-away SoftHSM2 token".to_owned());
     let (hsm, node) = (Token::new(folder.within("hsm")?)?, folder.within("node")?);
-    let key = HybridKey::generate().map_err(|error| system(&error))?;
-    let recipient = key.recipient().ok_or_else(|| failure(ExitCode::DoesNotHold, "no recovery key", "report this"))?;
-    let public = node.join("recipient.json");
-    fs::write(&public, recipient.to_json()).map_err(|error| system(&error))?;
-    let recipients = json!([{"file": public, "fingerprint": recipient.fingerprint().to_string()}]);
-    let record = hsm.make_kek(&recipients, &node)?;
+    let recovery = RecoveryKey::new(&node)?;
+    let record = hsm.make_kek(Some(&recovery), &node)?;
     stage::configure(&node, CLUSTER, &hsm.section(), &record)?;
-    let mut plugin = Plugin::start(&node)?;
-    let out_of_reach = |why: String| failure(ExitCode::NotReachable, why, "hsm-kms serve shows more");
-    plugin.healthy().map_err(out_of_reach)?;
+    let plugin = Plugin::serving(&node)?;
+    let RecoveryKey { key, recipient, .. } = &recovery;
     let mut sealed = Vec::new();
     for number in 0..SEEDS {
         let seed = [number; 32];
@@ -87,39 +80,33 @@ fn throw_away(folder: &Folder) -> Result<Report, CliError> {
     drop(plugin);
 
     let opened = sealed.iter().filter(|(seed, answer)| {
-        let binding = KeyId::parse(&answer.key_id).map(|key_id| Binding::new(CLUSTER, &key_id, &recipient));
+        let binding = KeyId::parse(&answer.key_id).map(|key_id| Binding::new(CLUSTER, &key_id, recipient));
         let blob = answer.annotations.get(&recipient.fingerprint().annotation());
         let blob = blob.and_then(|bytes| RecoveryBlob::parse(bytes).ok());
         let opened = binding.zip(blob).and_then(|(binding, blob)| key.open(blob.sealed(), &binding));
         opened.is_some_and(|opened| opened.expose() == seed)
     });
-    let count = opened.count();
-    let found = format!("{count} of {SEEDS} came back, byte by byte");
-    report.step(
-        "the recovery key, without HSM and plugin",
-        "opens each seed",
-        if count == usize::from(SEEDS) { Ok(found) } else { Err(found) },
-    );
+    let found = each(opened.count(), " came back, byte by byte");
+    report.step("the recovery key, without HSM and plugin", "opens each seed", found);
 
     // What comes after: a new KEK on a new token takes the seeds over.
     let (new, next) = (Token::new(folder.within("new-hsm")?)?, folder.within("new-node")?);
-    let record = new.make_kek(&recipients, &next)?;
+    let record = new.make_kek(Some(&recovery), &next)?;
     stage::configure(&next, CLUSTER, &new.section(), &record)?;
-    let mut plugin = Plugin::start(&next)?;
-    plugin.healthy().map_err(out_of_reach)?;
+    let plugin = Plugin::serving(&next)?;
     let again = sealed.iter().filter(|(seed, _)| {
         stage::encrypt(&plugin.socket, seed).is_ok_and(|sealed| stage::opens(&plugin.socket, &sealed, seed).is_ok())
     });
-    let count = again.count();
-    let found = format!("{count} of {SEEDS}");
-    report.step(
-        "a new KEK on a new token",
-        "seals each seed anew",
-        if count == usize::from(SEEDS) { Ok(found) } else { Err(found) },
-    );
+    report.step("a new KEK on a new token", "seals each seed anew", each(again.count(), ""));
     report.note("There was no etcd here. scripts/demo-lost-kek plays the whole way with one: backup, rewrap table, restore, rewriting.");
     report.note("The recovery key was made for this drill, and was never on a disk.");
     Ok(report)
+}
+
+/// Whether it was done with each seed; `words` follow the count.
+fn each(count: usize, words: &str) -> Result<String, String> {
+    let found = format!("{count} of {SEEDS}{words}");
+    if count == usize::from(SEEDS) { Ok(found) } else { Err(found) }
 }
 
 /// `recovery drill` on the living plugin.

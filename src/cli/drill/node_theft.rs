@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::copies::Copies;
 use super::report::Report;
-use super::stage::{self, CLUSTER, Folder, Plugin, Token, system};
+use super::stage::{self, CLUSTER, Folder, Plugin, RecoveryKey, Token, system};
 use super::{Output, active_record, failure, load};
 use crate::audit::Destination;
 use crate::cli::CliError;
@@ -76,16 +76,11 @@ const TITLE: &str = "A control-plane node is stolen";
 fn throw_away(folder: &Folder) -> Result<Report, CliError> {
     let mut report = Report::new("node-theft", TITLE, "a throw-away SoftHSM2 token".to_owned());
     let (hsm, node) = (Token::new(folder.within("hsm")?)?, folder.within("node")?);
-    let key = HybridKey::generate().map_err(|error| system(&error))?;
-    let recipient = key.recipient().ok_or_else(|| failure(ExitCode::DoesNotHold, "no recovery key", "report this"))?;
-    let public = node.join("recipient.json");
-    fs::write(&public, recipient.to_json()).map_err(|error| system(&error))?;
-    let recipients = json!([{"file": public, "fingerprint": recipient.fingerprint().to_string()}]);
-    let record = hsm.make_kek(&recipients, &node)?;
+    let recovery = RecoveryKey::new(&node)?;
+    let record = hsm.make_kek(Some(&recovery), &node)?;
     let config = stage::configure(&node, CLUSTER, &hsm.section(), &record)?;
-    let mut plugin = Plugin::start(&node)?;
-    plugin.healthy().map_err(|why| failure(ExitCode::NotReachable, why, "hsm-kms serve shows more"))?;
-    let files = vec![config, public, hsm.pin.clone(), hsm.configuration.clone(), node.join("log")];
+    let plugin = Plugin::serving(&node)?;
+    let files = vec![config, recovery.public, hsm.pin.clone(), hsm.configuration.clone(), node.join("log")];
     let thief = Node { cluster: CLUSTER.to_owned(), socket: plugin.socket.clone(), record, files };
     let canary = seal(&mut report, &thief.socket)?;
     let mut copies = Copies::new(folder.within("thief")?);
@@ -268,8 +263,8 @@ fn recovery(report: &mut Report, record: &Path, node: &Node, canary: &Canary) ->
 const SOFTWARE: [&str; 4] = ["kryoptic", "nss", "opencryptoki-soft", "softhsm2"];
 
 fn inside(report: &mut Report, config: &Config) {
-    let tokens = std::iter::once(&config.token).chain(config.standby.iter().map(|standby| &standby.token));
-    let software: Vec<_> = tokens
+    let software: Vec<_> = config
+        .tokens()
         .map(|token| token.profile.full_name())
         .filter(|name| SOFTWARE.iter().any(|word| name.starts_with(word)))
         .collect();
@@ -282,8 +277,7 @@ fn inside(report: &mut Report, config: &Config) {
 }
 
 fn pins(report: &mut Report, config: &Config) {
-    let tokens = std::iter::once(&config.token).chain(config.standby.iter().map(|standby| &standby.token));
-    for token in tokens {
+    for token in config.tokens() {
         let place = match &token.pin {
             None => continue,
             Some(PinSource::File(path)) => format!("in {}", path.display()),

@@ -17,6 +17,7 @@ use crate::cli::CliError;
 use crate::cli::call::{Target, random_uid};
 use crate::exit::ExitCode;
 use crate::kms::proto::{DecryptRequest, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse};
+use crate::recovery::{HybridKey, Recipient};
 
 /// A folder of this user alone, removed when this goes.
 pub(super) struct Folder(PathBuf);
@@ -27,6 +28,13 @@ pub(super) struct Token {
     pub(super) configuration: PathBuf,
     pub(super) pin: PathBuf,
     pub(super) serial: String,
+}
+
+/// A recovery key, whose public half lies in a file.
+pub(super) struct RecoveryKey {
+    pub(super) key: HybridKey,
+    pub(super) recipient: Recipient,
+    pub(super) public: PathBuf,
 }
 
 /// A running `hsm-kms serve`, killed when this goes.
@@ -107,15 +115,18 @@ impl Token {
         })
     }
 
-    /// Makes a KEK in it, and gives its record's path. `recipients`: entries of the plan's list.
-    pub(super) fn make_kek(&self, recipients: &Value, output: &Path) -> Result<PathBuf, CliError> {
+    /// Makes a KEK in it, whose seeds are sealed to that recovery key, too, and gives its record's path.
+    pub(super) fn make_kek(&self, recipient: Option<&RecoveryKey>, output: &Path) -> Result<PathBuf, CliError> {
+        let recipients = recipient.map(|RecoveryKey { recipient, public, .. }| {
+            json!({"file": public, "fingerprint": recipient.fingerprint().to_string()})
+        });
         let plan = json!({
             "version": 1,
             "kind": "trial",
             "cluster": CLUSTER,
             "token": self.section(),
             "kek": {"label": "kek"},
-            "recipients": recipients,
+            "recipients": recipients.as_slice(),
             "output": output,
         });
         let path = output.join("plan.json");
@@ -127,6 +138,18 @@ impl Token {
         }
         let why = String::from_utf8_lossy(&said.stderr).lines().rev().take(2).collect::<Vec<_>>().join("; ");
         Err(failure(ExitCode::NotReachable, format!("no KEK was made: {why}"), "hsm-kms ceremony run shows more"))
+    }
+}
+
+impl RecoveryKey {
+    /// A new one, with the file in this folder.
+    pub(super) fn new(folder: &Path) -> Result<Self, CliError> {
+        let key = HybridKey::generate().map_err(|error| system(&error))?;
+        let none = || failure(ExitCode::DoesNotHold, "no recovery key", "report this");
+        let recipient = key.recipient().ok_or_else(none)?;
+        let public = folder.join("recipient.json");
+        fs::write(&public, recipient.to_json()).map_err(|error| system(&error))?;
+        Ok(Self { key, recipient, public })
     }
 }
 
@@ -157,6 +180,13 @@ impl Plugin {
         command.args(["serve", "--config"]).arg(folder.join("config.json"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         Ok(Self { child: command.spawn().map_err(|error| system(&error))?, log, socket })
+    }
+
+    /// Starts one that must serve: without it there is nothing to play.
+    pub(super) fn serving(folder: &Path) -> Result<Self, CliError> {
+        let mut plugin = Self::start(folder)?;
+        plugin.healthy().map_err(out_of_reach)?;
+        Ok(plugin)
     }
 
     /// Waits until Status is `ok`. `Err`: what it says instead, or why it ended.
@@ -254,6 +284,11 @@ pub(super) fn write(path: &Path, content: &Value) -> Result<(), CliError> {
 fn write_secret(path: &Path, text: &str) -> Result<(), CliError> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| system(&error))
+}
+
+/// A plugin that should serve does not.
+pub(super) fn out_of_reach(why: String) -> CliError {
+    failure(ExitCode::NotReachable, why, "hsm-kms serve shows more")
 }
 
 /// The machine refused something.

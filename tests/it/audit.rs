@@ -1,7 +1,6 @@
 //! The audit log of a running plugin: what is in it, what becomes of it when the disk is full, and what is noticed when it is changed.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -16,7 +15,9 @@ use tonic::Code;
 use crate::failover::{Pair, SEED, decrypt, encrypt};
 use crate::faults::{WRONG_PIN, until};
 use crate::handover::get;
-use crate::harness::{Config, Plugin, TestToken, program, run, run_ceremony, text, wait_for, write_secret};
+use crate::harness::{
+    Config, Plugin, TestToken, free_address, program, run, run_ceremony, text, wait_for, write_secret,
+};
 use crate::refusal::serve_refuses;
 
 /// A plugin with a chained audit log.
@@ -144,7 +145,7 @@ async fn each_event_is_a_line_and_any_change_is_noticed() {
 #[tokio::test]
 async fn a_full_disk_is_never_silent() {
     let mut audited = Audited::new();
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let address = free_address();
     audited.config.value["endpoints"] = json!(address);
     // So that the limit is met by the audit log, and not by the other one.
     audited.config.value["audit"]["chain"] = json!(false);

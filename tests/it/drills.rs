@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use crate::etcd::Etcd;
 use crate::fault_module::FaultModule;
-use crate::harness::{Config, Plugin, TestToken, program, run, text};
+use crate::harness::{Config, Plugin, TestToken, free_address, program, run, text};
 use crate::recovery_keys::{SoftKey, ceremony};
 use crate::refusal::refusal;
 
@@ -77,8 +76,8 @@ impl Site {
         let mut config = Config::new(&token, &record, "plugin");
         let fault = FaultModule::new(&token, "fault");
         fault.stand_in_front(&mut config.value["token"]);
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        config.value["endpoints"] = json!(address.to_string());
+        let address = free_address();
+        config.value["endpoints"] = json!(address);
         Self { token, key, fault, config }
     }
 

@@ -13,7 +13,7 @@ use tonic::Code;
 use crate::fault_module::FaultModule;
 use crate::faults::{WRONG_PIN, until};
 use crate::handover;
-use crate::harness::{Config, Plugin, TestToken, run_ceremony, write_secret};
+use crate::harness::{Config, Plugin, TestToken, free_address, run_ceremony, write_secret};
 use crate::processes::{self, signal, worker};
 
 pub const SEED: &[u8; 32] = b"a seed of 32 bytes, as all are..";
@@ -263,7 +263,7 @@ async fn a_thousand_opens_of_ten_seeds_reach_the_hsm_ten_times() {
     let token = TestToken::new();
     let record = run_ceremony(&token, token.directory());
     let mut config = Config::new(&token, &record, "plugin");
-    let endpoints = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let endpoints = free_address();
     config.value["endpoints"] = json!(endpoints);
     let fault = FaultModule::new(&token, "held");
     fault.stand_in_front(&mut config.value["token"]);

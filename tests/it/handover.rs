@@ -3,7 +3,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Lines, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::fault_module::FaultModule;
 use crate::faults::{encrypt, until};
-use crate::harness::{Config, Plugin, TestToken, run_ceremony, wait_for};
+use crate::harness::{Config, Plugin, TestToken, free_address, run_ceremony, wait_for};
 
 /// systemd's own program for sockets that are passed on: it starts the plugin at the first connection.
 fn activated(config: &Config, socket: &Path, mode: u32) -> Child {
@@ -225,7 +225,7 @@ async fn the_endpoints_tell_what_status_tells() {
     let mut config = Config::new(&token, &record, "plugin");
     let fault = FaultModule::new(&token, "endpoints");
     fault.stand_in_front(&mut config.value["token"]);
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let address = free_address();
     config.value["endpoints"] = json!(address);
     let mut plugin = Plugin::start(&config).healthy().await;
     let mut client = plugin.client().await;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::net::TcpListener;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -339,6 +340,11 @@ impl Drop for Plugin {
             eprintln!("log of the plugin on {}:\n{log}", self.socket.display());
         }
     }
+}
+
+/// A loopback address that nobody has, for endpoints.
+pub fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 /// A copy of the program, which can be run at once: one that this process wrote could still be open in a child of another test, and

@@ -1,7 +1,6 @@
 //! When Status stops saying `ok`, and what it costs to find out: faults of one kind of work, devices that stay busy, PINs that two
 //! tokens share.
 
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use hsm_kms::kms::client::Client;
@@ -12,7 +11,7 @@ use crate::failover::{Pair, SEED, decrypt, encrypt};
 use crate::fault_module::FaultModule;
 use crate::faults::{WRONG_PIN, until};
 use crate::handover;
-use crate::harness::{Config, Plugin, TestToken, run_ceremony, write_secret};
+use crate::harness::{Config, Plugin, TestToken, free_address, run_ceremony, write_secret};
 
 async fn status(client: &mut Client) -> String {
     client.status(StatusRequest {}).await.unwrap().into_inner().healthz
@@ -150,7 +149,7 @@ async fn an_idle_plugin_proves_the_kek_as_often_as_it_is_told() {
     let mut plugins = Vec::new();
     for seconds in [30, 1] {
         let mut config = Config::new(&token, &record, &format!("plugin-{seconds}"));
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let address = free_address();
         config.value["endpoints"] = json!(address);
         config.value["limits"] = json!({"probe_seconds": seconds});
         plugins.push((Plugin::start(&config).healthy().await, address));

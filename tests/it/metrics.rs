@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::failover::{Pair, SEED, decrypt, encrypt};
 use crate::faults::until;
 use crate::handover::get;
-use crate::harness::{Plugin, wait_for};
+use crate::harness::{Plugin, free_address, wait_for};
 use crate::refusal::serve_refuses;
 
 /// A metric as docs/metrics.md and a scrape have it.
@@ -78,7 +78,7 @@ fn series(text: &str) -> BTreeSet<String> {
 }
 
 fn endpoints(config: &mut crate::harness::Config) -> String {
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let address = free_address();
     config.value["endpoints"] = json!(address);
     address
 }

@@ -1,14 +1,13 @@
 //! `recovery drill` against a living plugin, on one machine and on two; and what the plugin says of it.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::{SoftKey, ceremony, fingerprint, succeeds};
 use crate::handover::get;
-use crate::harness::{Config, Plugin, TestToken, text};
+use crate::harness::{Config, Plugin, TestToken, free_address, text};
 use crate::parts;
 use crate::refusal::refusal;
 
@@ -28,8 +27,8 @@ impl Site {
         let record = ceremony(&token, &[&key.recipient]);
         let report = text(&token.directory().join("recovery-drill.json"));
         let mut config = Config::new(&token, &record, "plugin");
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        config.value["endpoints"] = json!(address.to_string());
+        let address = free_address();
+        config.value["endpoints"] = json!(address);
         config.value["kek"]["recovery_drill"] = json!(report);
         parts::record_run(token.profile);
         Self { record: text(&record), token, key, report, config }

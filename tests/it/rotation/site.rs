@@ -1,7 +1,6 @@
 //! Three nodes of one cluster: each with a clone of the token, a plugin and a copy of the keyring, which an operator hands out.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -10,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::faults::until;
 use crate::handover;
-use crate::harness::{CLUSTER, Config, Plugin, TestToken, program, run, text};
+use crate::harness::{CLUSTER, Config, Plugin, TestToken, free_address, program, run, text};
 
 /// The machine of the operator, where the keyring is changed, and the nodes.
 pub struct Site {
@@ -148,7 +147,7 @@ impl Node {
 
     fn new(token: Clone, standby: Option<Clone>, serial: &Value) -> Self {
         let Clone { place, section } = token;
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let address = free_address();
         let mut config = Config::on(&section, place.path(), Path::new(""), "plugin");
         config.value["kek"] = json!({"keyring": place.path().join("keyring.json"), "allow_trial": true});
         config.value["endpoints"] = json!(address);

@@ -9,12 +9,11 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::report::Report;
 use super::stage::{self, CLUSTER, Folder, PAUSE, Plugin, Token, out_of_reach};
-use super::{Output, failure, load};
+use super::{Output, load};
 use crate::cli::CliError;
 use crate::cli::keyring::nodes;
 use crate::config::{Config, EndpointAddress};
 use crate::doctor;
-use crate::exit::ExitCode;
 use crate::kms::status::{COAST, HealthPolicy};
 
 /// Take the HSM away while the plugin serves, and give it back
@@ -124,8 +123,7 @@ fn real(path: &Path) -> Result<Report, CliError> {
     let against = format!("the plugin of {}, reading only: nothing was taken away", path.display());
     let mut report = Report::new("hsm-loss", TITLE, against);
     let began = Instant::now();
-    let status = stage::status(&config.socket.path)
-        .map_err(|why| failure(ExitCode::NotReachable, why, "start the plugin; hsm-kms doctor shows more"))?;
+    let status = stage::status(&config.socket.path).map_err(|why| stage::no_plugin(&config.socket.path, &why))?;
     let seen = format!("{} in {} ms, key_id {}", status.healthz, began.elapsed().as_millis(), status.key_id);
     report.step("Status", "ok", if status.healthz == "ok" { Ok(seen) } else { Err(seen) });
     let count = config.standby.len();

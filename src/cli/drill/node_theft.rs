@@ -148,8 +148,7 @@ fn node(config: &Config, path: &Path, further: &[PathBuf]) -> Result<Node, CliEr
 fn seal(report: &mut Report, socket: &Path) -> Result<Canary, CliError> {
     let mut seed = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *seed).map_err(|error| system(&error))?;
-    let out_of_reach =
-        |why: String| failure(ExitCode::NotReachable, why, "start the plugin; hsm-kms doctor shows more");
+    let out_of_reach = |why: String| stage::no_plugin(socket, &why);
     let sealed = stage::encrypt(socket, &*seed).map_err(out_of_reach)?;
     stage::opens(socket, &sealed, &*seed).map_err(out_of_reach)?;
     let found = format!("{} bytes, key_id {}", sealed.ciphertext.len(), sealed.key_id);

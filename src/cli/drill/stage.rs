@@ -291,6 +291,12 @@ pub(super) fn out_of_reach(why: String) -> CliError {
     failure(ExitCode::NotReachable, why, "hsm-kms serve shows more")
 }
 
+/// The living plugin, which the configuration names, does not answer.
+pub(super) fn no_plugin(socket: &Path, why: &str) -> CliError {
+    let why = format!("the plugin at {}: {why}", socket.display());
+    failure(ExitCode::NotReachable, why, "start the plugin; hsm-kms doctor shows more")
+}
+
 /// The machine refused something.
 pub(super) fn system(error: &impl std::fmt::Display) -> CliError {
     failure(ExitCode::NotReachable, error.to_string(), "check the temporary folder (TMPDIR), its room and its rights")
